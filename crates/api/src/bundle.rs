@@ -1,0 +1,138 @@
+//! The bundle: everything the sidecars of one namespace need to know, in one object.
+//!
+//! The operator compiles the classes of a namespace into it and stores it in the ConfigMap
+//! [`BUNDLE_CONFIG_MAP`] under the key [`BUNDLE_KEY`]; `holdfast dev` compiles the same YAML to the
+//! same type in memory. It holds no secret: every ServiceAccount of the namespace may read it.
+
+use std::collections::BTreeMap;
+
+use holdfast_core::{ClassName, Kind, Substrate, lock::LockConfig};
+use serde::{Deserialize, Serialize};
+
+/// The ConfigMap that carries the bundle, one per namespace.
+pub const BUNDLE_CONFIG_MAP: &str = "holdfast-bundle";
+/// The key of the bundle's JSON in the ConfigMap's data.
+pub const BUNDLE_KEY: &str = "bundle.json";
+/// The version of the format. A sidecar keeps its last good bundle when it meets a newer one.
+pub const BUNDLE_FORMAT: u32 = 1;
+/// The name of the built-in backend on Leases; no Backend object may have it.
+pub const LEASE_BACKEND: &str = "lease";
+/// The name of the built-in backend of `holdfast dev`.
+pub const MEMORY_BACKEND: &str = "memory";
+
+/// All classes of a namespace, and the backends they live on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Bundle {
+    /// [`BUNDLE_FORMAT`].
+    pub format: u32,
+    /// The namespace.
+    pub namespace: String,
+    /// SHA-256 of everything else: two bundles are equal if their hashes are.
+    pub hash: String,
+    /// The classes, sorted by kind and name.
+    pub classes: Vec<BundleClass>,
+    /// The backends that the classes name, by name.
+    pub backends: BTreeMap<String, BundleBackend>,
+}
+
+/// One class, validated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BundleClass {
+    /// Its name.
+    pub name: ClassName,
+    /// The backend it lives on: a key of [`Bundle::backends`].
+    pub backend: String,
+    /// What it is configured to do.
+    pub config: ClassConfig,
+    /// Who may use it; empty for every ServiceAccount of the namespace.
+    pub access: Vec<AccessRule>,
+}
+
+/// The configuration of a class, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClassConfig {
+    /// A Lock.
+    Lock(LockConfig),
+}
+
+impl ClassConfig {
+    /// Which primitive this configures.
+    pub const fn kind(&self) -> Kind {
+        match self {
+            ClassConfig::Lock(_) => Kind::Lock,
+        }
+    }
+}
+
+/// Which ServiceAccounts may do what on which keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccessRule {
+    /// Names of ServiceAccounts of the class's namespace.
+    pub service_accounts: Vec<String>,
+    /// What they may do; empty for everything.
+    pub verbs: Vec<Verb>,
+    /// Only keys that start with this; empty for all.
+    pub key_prefix: String,
+}
+
+/// What can be permitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verb {
+    /// Acquire, renew and release.
+    Acquire,
+    /// Query.
+    Read,
+    /// Take from another by force.
+    ForceRelease,
+}
+
+/// A backend as the sidecar needs it. Credentials are files (see the sidecar's flags), never here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BundleBackend {
+    /// What kind of store it is.
+    pub substrate: Substrate,
+    /// Where it is, when it is a Redis.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redis: Option<RedisAddress>,
+    /// The incarnation of its data, when it can lose some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+}
+
+/// How to reach a Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisAddress {
+    /// `host:port`, one for a standalone server.
+    pub addresses: Vec<String>,
+    /// Whether to use TLS.
+    pub tls: bool,
+    /// The PEM bundle of certificate authorities to trust; the system's when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// The database number.
+    pub database: i64,
+}
+
+/// An incarnation of a Redis's data, kept by the operator in etcd. See docs/guarantees.md.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Epoch {
+    /// Grows whenever data may have been lost.
+    pub number: u64,
+    /// The `master_replid` it was opened for: a restart or a failover changes that.
+    pub replid: String,
+    /// Whether the quarantine is over and grants may be made.
+    pub open: bool,
+}
+
+impl Bundle {
+    /// The class of a kind and name.
+    pub fn class(&self, kind: Kind, name: &str) -> Option<&BundleClass> {
+        self.classes.iter().find(|class| class.config.kind() == kind && class.name.as_str() == name)
+    }
+}

@@ -1,0 +1,3 @@
+//! Holdfast's Kubernetes API: the custom resources, their validation, and the bundle compiler.
+
+pub mod bundle;

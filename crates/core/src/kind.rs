@@ -1,0 +1,43 @@
+//! The list of primitives. Every other list of kinds in the project is a match on this one.
+
+use serde::{Deserialize, Serialize};
+
+/// A primitive. Matched without `_` everywhere, so that adding one makes the compiler name every
+/// place that still lacks it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Kind {
+    /// Mutual exclusion with fencing tokens.
+    Lock,
+}
+
+impl Kind {
+    /// Every kind there is.
+    pub const ALL: &'static [Kind] = &[Kind::Lock];
+
+    /// The Kubernetes kind, such as `Lock`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Lock => "Lock",
+        }
+    }
+
+    /// Lower case, as in keys, labels and command lines: `lock`.
+    pub const fn singular(self) -> &'static str {
+        match self {
+            Kind::Lock => "lock",
+        }
+    }
+
+    /// The resource and the route segment: `locks`.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Kind::Lock => "locks",
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}

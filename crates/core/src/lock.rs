@@ -1,0 +1,337 @@
+//! Lock: mutual exclusion with fencing tokens. Configuration, requests, outcomes, and the trait
+//! that every substrate implements. The rules themselves are in [`state`].
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Holder, Key, SessionId, Stamp,
+    Substrate, queue::BEATS_TO_LIVE,
+};
+
+pub mod state;
+
+/// In what order waiters are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Fairness {
+    /// First come, first served.
+    #[default]
+    Fifo,
+    /// A newcomer may overtake those who wait, when the lock happens to be free.
+    None,
+}
+
+/// What happens while the store's epoch is in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Consistency {
+    /// No grants until the operator has opened a new epoch.
+    #[default]
+    Strict,
+    /// Grants go on, and may overlap with holds that the store has forgotten.
+    BestEffort,
+}
+
+/// Which keys a class has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Keys {
+    /// These and no others.
+    Fixed(Vec<Key>),
+    /// Any key.
+    Any,
+}
+
+impl Keys {
+    /// Whether the class has this key.
+    pub fn contains(&self, key: &Key) -> bool {
+        match self {
+            Keys::Fixed(keys) => keys.contains(key),
+            Keys::Any => true,
+        }
+    }
+}
+
+/// A validated Lock class. Durations are whole milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LockConfig {
+    /// The class's `metadata.generation`: of two configurations a store keeps the newer.
+    pub generation: i64,
+    /// How long a hold lasts without a renewal.
+    pub ttl_ms: u64,
+    /// The longest a hold may last with renewals; zero for no bound.
+    pub max_hold_ms: u64,
+    /// A hold released earlier than this keeps the lock until then.
+    pub min_hold_ms: u64,
+    /// Nobody is granted the lock for so long after a hold *expired* (never after a release).
+    pub lock_delay_ms: u64,
+    /// The keys of the class.
+    pub keys: Keys,
+    /// How many may wait on one key.
+    pub max_waiters: u32,
+    /// The order of waiters.
+    pub fairness: Fairness,
+    /// What happens while an epoch is in doubt.
+    pub consistency: Consistency,
+    /// Fences of this class are greater than this one: what a deleted class of the same name left.
+    pub fence_floor: Fence,
+}
+
+impl LockConfig {
+    /// How often a session with waiters beats: a sixth of the time to live, 100 ms to 5 s.
+    pub fn beat_ms(&self) -> u64 {
+        (self.ttl_ms / 6).clamp(100, 5_000)
+    }
+
+    /// The part that the store needs with each transition.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            generation: self.generation,
+            min_hold_ms: self.min_hold_ms,
+            lock_delay_ms: self.lock_delay_ms,
+            max_waiters: self.max_waiters,
+            beat_ms: self.beat_ms(),
+            fairness: self.fairness,
+            fence_floor: self.fence_floor.sequence(),
+        }
+    }
+}
+
+/// What a transition carries of its class. A store keeps the newest generation it has seen, so that
+/// during a roll-out two sidecars never apply two configurations to one key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// The class's `metadata.generation`.
+    pub generation: i64,
+    /// See [`LockConfig::min_hold_ms`].
+    pub min_hold_ms: u64,
+    /// See [`LockConfig::lock_delay_ms`].
+    pub lock_delay_ms: u64,
+    /// See [`LockConfig::max_waiters`].
+    pub max_waiters: u32,
+    /// See [`LockConfig::beat_ms`].
+    pub beat_ms: u64,
+    /// See [`LockConfig::fairness`].
+    pub fairness: Fairness,
+    /// Sequences of new grants are greater than this.
+    pub fence_floor: u64,
+}
+
+impl Policy {
+    /// For how long a hold that was offered to a waiter stands until it is claimed: as long as a
+    /// silent session counts as alive. A dead waiter so costs its own heartbeat, not a whole hold.
+    pub fn claim_ms(&self) -> u64 {
+        BEATS_TO_LIVE * self.beat_ms
+    }
+}
+
+/// One attempt to acquire.
+#[derive(Clone, Debug)]
+pub struct Acquire {
+    /// The class's configuration.
+    pub config: Arc<LockConfig>,
+    /// The hold to be. The same one again is a retry, and gets the same grant.
+    pub hold: HoldId,
+    /// Whose it is.
+    pub session: SessionId,
+    /// Who that is, for people.
+    pub holder: Holder,
+    /// How long the hold lasts without a renewal.
+    pub ttl: Duration,
+    /// The longest it may last; zero for no bound.
+    pub max_hold: Duration,
+    /// Whether to queue when it cannot be granted at once.
+    pub enqueue: bool,
+}
+
+/// What a grant says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The fencing token.
+    pub fence: Fence,
+    /// The store keeps the hold for so long, counted from a time after the request was sent.
+    pub ttl: Duration,
+    /// False for a hold that was offered to a waiter: it stands for [`Policy::claim_ms`] only, and
+    /// the first renewal claims it.
+    pub claimed: bool,
+}
+
+/// The outcome of one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The hold is granted.
+    Granted(Grant),
+    /// In the queue; a [`Push`] tells when the turn has come.
+    Queued {
+        /// The place, counted from 1.
+        position: u32,
+    },
+    /// Held by another, and the request did not want to queue.
+    Locked {
+        /// When it may be worth to try again: the rest of the current hold.
+        retry_after: Duration,
+        /// How many wait.
+        waiters: u32,
+    },
+    /// Held by another, and as many wait as may.
+    QueueFull {
+        /// How many wait.
+        waiters: u32,
+    },
+    /// This hold was cancelled before: the request came late.
+    Cancelled,
+}
+
+/// The outcome of a renewal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The store keeps the hold for so long, counted from a time after the request was sent.
+    Renewed {
+        /// The new time to live; shorter than asked for when the longest hold is near.
+        ttl: Duration,
+    },
+    /// The hold is not there any more: it expired, was released or was taken by force.
+    Lost,
+}
+
+/// The outcome of a release.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// It was held until now.
+    Released,
+    /// It was not held: it had expired, been released, or been taken by force.
+    NotHeld,
+}
+
+/// What a session learns from a beat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// A hold of this session that was offered and not claimed yet.
+    pub offered: Option<(HoldId, Grant)>,
+    /// How many tickets the session has in the queue. Fewer than it knows of means that the store
+    /// dropped some: their owners ask again.
+    pub tickets: u32,
+    /// After how long something changes by itself (a hold expires, a delay ends): beat again then.
+    pub next: Duration,
+}
+
+/// The holder as others see it. There is no [`HoldId`] in it: who knows that may release.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HolderView {
+    /// Who holds, for people.
+    pub holder: Holder,
+    /// The hold's fencing token.
+    pub fence: Fence,
+    /// What is left before it expires.
+    pub ttl: Duration,
+    /// For how long it has been held.
+    pub held_for: Duration,
+}
+
+/// The state of one key, for people and dashboards. Stale the moment it is read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LockView {
+    /// Who holds it, if anybody does.
+    pub holder: Option<HolderView>,
+    /// How many wait.
+    pub waiters: u32,
+    /// The first ten of them.
+    pub queue: Vec<Holder>,
+    /// The newest fence ever granted on this key, if any was.
+    pub last_fence: Option<Fence>,
+}
+
+/// What a store tells a session unasked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// A waiter's turn has come.
+    Granted {
+        /// The grant.
+        grant: Grant,
+        /// When the request was sent that made the grant, where this process sent it. Without it
+        /// the hold counts from the last time that it was known not to have been granted.
+        since: Option<Stamp>,
+    },
+    /// A hold was taken by force or has been lost otherwise.
+    Lost,
+    /// The store has lost the ticket: ask again.
+    Requeue,
+}
+
+/// What keeps the holds of locks.
+///
+/// # Guarantees
+/// - Each call is one atomic transition of [`state::LockState`], or has no effect.
+/// - Fences of one [`Address`] strictly increase from grant to grant, over expiry, force release,
+///   deletion and re-creation of the class, and restart of the store.
+/// - The time to live of a reply counts from after the request was sent.
+/// - The same [`HoldId`] again is the same request: it gets the same grant, or keeps its place.
+///
+/// # Assumptions
+/// - A caller whose attempt ended in [`BackendError::Unknown`], or who no longer wants its answer,
+///   calls [`cancel`](LockBackend::cancel) until that answers. After it, no grant of that hold
+///   exists or will.
+/// - Sessions with queued tickets call [`beat`](LockBackend::beat) at [`LockConfig::beat_ms`].
+///
+/// # Caveats
+/// A hold does not stop its holder from acting late. Only a resource that checks fences does.
+///
+/// # Errors
+/// [`BackendError`]; every call is bounded in time by the backend.
+#[async_trait]
+pub trait LockBackend: Send + Sync + 'static {
+    /// Which substrate this is.
+    fn substrate(&self) -> Substrate;
+    /// What its grants promise.
+    fn guarantee(&self) -> Guarantee;
+    /// Grants, queues, or refuses.
+    async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError>;
+    /// Extends a hold (and claims an offered one). Never brings an expired hold back.
+    async fn renew(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        ttl: Duration,
+    ) -> Result<Renewal, BackendError>;
+    /// Ends a hold and hands over to the first who waits.
+    async fn release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<Release, BackendError>;
+    /// Withdraws a request whatever became of it: takes its ticket out, frees its hold, and refuses
+    /// it should it still arrive.
+    async fn cancel(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<(), BackendError>;
+    /// Says that a session still waits, and asks what it missed.
+    async fn beat(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        session: &SessionId,
+    ) -> Result<Beat, BackendError>;
+    /// Reads the state of a key. Changes nothing.
+    async fn query(&self, at: &Address, config: &LockConfig) -> Result<LockView, BackendError>;
+    /// Takes the lock from whoever has it: the next fence is higher, the holder is told, the first
+    /// who waits is granted. Returns whom it was taken from.
+    async fn force_release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+    ) -> Result<Option<HolderView>, BackendError>;
+    /// The keys of a class that are held or waited for, at most `limit` of them.
+    async fn list(
+        &self,
+        namespace: &str,
+        class: &ClassName,
+        config: &LockConfig,
+        limit: usize,
+    ) -> Result<Vec<(Key, LockView)>, BackendError>;
+}

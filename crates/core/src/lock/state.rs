@@ -1,0 +1,355 @@
+//! The rules of a lock, as a state machine of one key.
+//!
+//! Every substrate that can run a transition atomically runs *this* one: memory calls it, Redis runs
+//! its transcription in Lua, and a differential test holds the two together. Each transition is
+//! `reap → its own step → promote`: what has expired is dropped first, and whoever is then first in
+//! line is granted last, in the same atomic step. A waiter is so *handed* the lock, it never races
+//! for it.
+//!
+//! Times are the store's own milliseconds. They never run backwards here: a clock stepped back
+//! stands still until it has caught up (semantics: `now = max(TIME, last seen)`).
+
+use std::collections::BTreeMap;
+
+use crate::{
+    HoldId, Holder, SessionId,
+    lock::{Fairness, Policy},
+    queue::{Queue, Ticket},
+};
+
+/// A hold in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// Its name.
+    pub hold: HoldId,
+    /// Whose it is.
+    pub session: SessionId,
+    /// Who that is, for people.
+    pub holder: Holder,
+    /// Its fence's sequence.
+    pub seq: u64,
+    /// When it was granted.
+    pub since_ms: u64,
+    /// When it ends unless renewed.
+    pub expires_ms: u64,
+    /// What a claim extends it by.
+    pub ttl_ms: u64,
+    /// The longest it may last from `since_ms`, zero for no bound.
+    pub max_hold_ms: u64,
+    /// Whether its holder has been heard of since it was granted.
+    pub claimed: bool,
+}
+
+/// A hold that a transition granted to a waiter: its session is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Whom to tell.
+    pub session: SessionId,
+    /// Which of its waiters.
+    pub hold: HoldId,
+    /// The fence's sequence.
+    pub seq: u64,
+    /// For how long the offer stands.
+    pub ttl_ms: u64,
+}
+
+/// The outcome of [`LockState::acquire`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// Granted, or found granted by an earlier attempt of the same hold.
+    Granted {
+        /// The fence's sequence.
+        seq: u64,
+        /// The time to live from now.
+        ttl_ms: u64,
+    },
+    /// In the queue, at this place counted from 1.
+    Queued(u32),
+    /// Held by another.
+    Locked {
+        /// When that may change by itself.
+        retry_after_ms: u64,
+        /// How many wait.
+        waiters: u32,
+    },
+    /// As many wait as may.
+    QueueFull(u32),
+    /// Cancelled before it arrived.
+    Cancelled,
+}
+
+/// What a session learns from [`LockState::beat`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beaten {
+    /// An unclaimed hold of the session: hold, sequence, what is left of the offer.
+    pub offered: Option<(HoldId, u64, u64)>,
+    /// How many tickets it has in the queue.
+    pub tickets: u32,
+    /// When something changes by itself, at the earliest.
+    pub next_ms: u64,
+}
+
+/// One key of a Lock class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockState {
+    /// The newest time seen.
+    now_ms: u64,
+    /// The newest fence sequence granted.
+    seq: u64,
+    held: Option<Held>,
+    /// Nobody is granted before this: a minimal hold or a lock delay.
+    free_at_ms: u64,
+    queue: Queue,
+    /// Cancelled holds, and until when their requests are refused.
+    tombs: BTreeMap<HoldId, u64>,
+    policy: Policy,
+}
+
+/// A request that was cancelled is refused for so many times its class's claim time (or time to
+/// live): longer than any request can be under way.
+const TOMB_FACTOR: u64 = 2;
+
+impl LockState {
+    /// A key that nobody has used yet.
+    pub fn new(policy: Policy) -> Self {
+        LockState {
+            now_ms: 0,
+            seq: 0,
+            held: None,
+            free_at_ms: 0,
+            queue: Queue::default(),
+            tombs: BTreeMap::new(),
+            policy,
+        }
+    }
+
+    /// Grants, queues or refuses. `floor` is the least sequence of a new grant: the store's clock,
+    /// so that fences grow even when the rest of the state was lost.
+    pub fn acquire(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        want: Ticket,
+        enqueue: bool,
+    ) -> (Acquired, Option<Offer>) {
+        self.begin(now_ms, policy);
+        if self.tombs.contains_key(&want.hold) {
+            return (Acquired::Cancelled, self.promote(floor));
+        }
+        let now_ms = self.now_ms;
+        if let Some(held) = self.held.as_mut().filter(|held| held.hold == want.hold) {
+            // The same request again: the same grant, counted anew, since the caller does too.
+            held.extend(now_ms, want.ttl_ms);
+            let (seq, ttl_ms) = (held.seq, held.expires_ms - now_ms);
+            return (Acquired::Granted { seq, ttl_ms }, None);
+        }
+        if self.policy.fairness == Fairness::None && self.is_free() {
+            self.queue.remove(&want.hold);
+            let (seq, ttl_ms) = self.grant(floor, want, true);
+            return (Acquired::Granted { seq, ttl_ms }, None);
+        }
+        // Promoting first keeps a newcomer behind those who wait, on a lock that has just expired.
+        let offer = self.promote(floor);
+        if let Some(position) = self.queue.position(&want.hold) {
+            self.queue.beat(self.now_ms, &want.session);
+            return (Acquired::Queued(position), offer);
+        }
+        if self.is_free() && self.queue.is_empty() {
+            let (seq, ttl_ms) = self.grant(floor, want, true);
+            return (Acquired::Granted { seq, ttl_ms }, offer);
+        }
+        if !enqueue {
+            let (retry_after_ms, waiters) = (self.next_change_ms(), self.queue.len() as u32);
+            return (Acquired::Locked { retry_after_ms, waiters }, offer);
+        }
+        let max = self.policy.max_waiters as usize;
+        if self.queue.len() >= max {
+            self.queue.reap_all(self.now_ms, self.policy.beat_ms);
+        }
+        if self.queue.len() >= max {
+            return (Acquired::QueueFull(self.queue.len() as u32), offer);
+        }
+        (Acquired::Queued(self.queue.push(self.now_ms, want)), offer)
+    }
+
+    /// Extends a hold and claims it; `None` when it is not there. Returns what is left of it.
+    pub fn renew(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        hold: &HoldId,
+        ttl_ms: u64,
+    ) -> (Option<u64>, Option<Offer>) {
+        self.begin(now_ms, policy);
+        let now_ms = self.now_ms;
+        match self.held.as_mut().filter(|held| held.hold == *hold) {
+            Some(held) => {
+                held.extend(now_ms, ttl_ms);
+                (Some(held.expires_ms - now_ms), None)
+            }
+            None => (None, self.promote(floor)),
+        }
+    }
+
+    /// Ends a hold; whether it was held. Before its minimal time is over nobody else is granted.
+    pub fn release(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        hold: &HoldId,
+    ) -> (bool, Option<Offer>) {
+        self.begin(now_ms, policy);
+        let held = self.held.take_if(|held| held.hold == *hold);
+        if let Some(held) = &held {
+            self.free_at_ms = held.since_ms.saturating_add(self.policy.min_hold_ms);
+        }
+        (held.is_some(), self.promote(floor))
+    }
+
+    /// Withdraws a request whatever became of it, and refuses it should it still arrive. A hold it
+    /// got is freed at once: nobody has been told of it, so no minimal time applies.
+    pub fn cancel(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        hold: &HoldId,
+        ttl_ms: u64,
+    ) -> Option<Offer> {
+        self.begin(now_ms, policy);
+        self.held.take_if(|held| held.hold == *hold);
+        self.queue.remove(hold);
+        let keep_ms = TOMB_FACTOR * ttl_ms.max(self.policy.claim_ms());
+        self.tombs.insert(hold.clone(), self.now_ms + keep_ms);
+        self.promote(floor)
+    }
+
+    /// Notes that a session is alive, and tells it what it may have missed.
+    pub fn beat(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        session: &SessionId,
+    ) -> (Beaten, Option<Offer>) {
+        self.begin(now_ms, policy);
+        self.queue.beat(self.now_ms, session);
+        let offer = self.promote(floor);
+        let offered = self
+            .held
+            .as_ref()
+            .filter(|held| held.session == *session && !held.claimed)
+            .map(|held| (held.hold.clone(), held.seq, held.expires_ms - self.now_ms));
+        let tickets = self.queue.tickets_of(session);
+        (Beaten { offered, tickets, next_ms: self.next_change_ms() }, offer)
+    }
+
+    /// Takes the lock from whoever has it, and raises the fence past anything granted so far.
+    pub fn force_release(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+    ) -> (Option<Held>, Option<Offer>) {
+        self.begin(now_ms, policy);
+        let held = self.held.take();
+        if held.is_some() {
+            self.seq += 1;
+            self.free_at_ms = 0;
+        }
+        (held, self.promote(floor))
+    }
+
+    /// The hold, the queue and the newest sequence, as of `now_ms`. Changes nothing.
+    pub fn view(&self, now_ms: u64) -> (Option<&Held>, &Queue, u64) {
+        let now_ms = now_ms.max(self.now_ms);
+        (self.held.as_ref().filter(|held| now_ms < held.expires_ms), &self.queue, self.seq)
+    }
+
+    /// Whether the key can be forgotten without anybody noticing, but for its fence.
+    pub fn is_idle(&self, now_ms: u64) -> bool {
+        let now_ms = now_ms.max(self.now_ms);
+        self.view(now_ms).0.is_none()
+            && self.queue.is_empty()
+            && now_ms >= self.free_at_ms
+            && self.tombs.values().all(|until| now_ms >= *until)
+    }
+
+    /// What every transition starts with: time goes on, the newest class wins, the dead are dropped.
+    fn begin(&mut self, now_ms: u64, policy: Policy) {
+        self.now_ms = self.now_ms.max(now_ms);
+        if policy.generation >= self.policy.generation {
+            self.policy = policy;
+        }
+        if let Some(held) = self.held.take_if(|held| self.now_ms >= held.expires_ms) {
+            self.free_at_ms = held.expires_ms.saturating_add(self.policy.lock_delay_ms);
+        }
+        let now_ms = self.now_ms;
+        self.tombs.retain(|_, until| now_ms < *until);
+    }
+
+    /// What every transition ends with: a free lock goes to the first who is alive.
+    fn promote(&mut self, floor: u64) -> Option<Offer> {
+        if !self.is_free() {
+            return None;
+        }
+        self.queue.reap_head(self.now_ms, self.policy.beat_ms);
+        // A head that is still dead after one round of reaping waits for the next transition.
+        let head = self.queue.pop_live(self.now_ms, self.policy.beat_ms)?;
+        let (session, hold) = (head.session.clone(), head.hold.clone());
+        let (seq, ttl_ms) = self.grant(floor, head, false);
+        Some(Offer { session, hold, seq, ttl_ms })
+    }
+
+    fn is_free(&self) -> bool {
+        self.held.is_none() && self.now_ms >= self.free_at_ms
+    }
+
+    fn grant(&mut self, floor: u64, to: Ticket, claimed: bool) -> (u64, u64) {
+        self.seq = (self.seq + 1).max(floor).max(self.policy.fence_floor + 1);
+        let mut held = Held {
+            hold: to.hold,
+            session: to.session,
+            holder: to.holder,
+            seq: self.seq,
+            since_ms: self.now_ms,
+            expires_ms: self.now_ms,
+            ttl_ms: to.ttl_ms,
+            max_hold_ms: to.max_hold_ms,
+            claimed,
+        };
+        let ttl_ms = if claimed { to.ttl_ms } else { to.ttl_ms.min(self.policy.claim_ms()) };
+        held.extend(self.now_ms, ttl_ms);
+        held.claimed = claimed;
+        let ttl_ms = held.expires_ms - self.now_ms;
+        self.held = Some(held);
+        (self.seq, ttl_ms)
+    }
+
+    /// How long until something changes without anybody's doing; a minute when nothing does.
+    fn next_change_ms(&self) -> u64 {
+        let at_ms = match &self.held {
+            Some(held) => held.expires_ms,
+            None => self.free_at_ms,
+        };
+        if at_ms > self.now_ms { (at_ms - self.now_ms).min(60_000) } else { 60_000 }
+    }
+}
+
+impl Held {
+    /// Counts the hold anew from `now_ms`, never beyond its longest time.
+    fn extend(&mut self, now_ms: u64, ttl_ms: u64) {
+        let expires_ms = now_ms.saturating_add(ttl_ms);
+        self.expires_ms = match self.max_hold_ms {
+            0 => expires_ms,
+            max => expires_ms.min(self.since_ms.saturating_add(max)),
+        };
+        self.claimed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests;
