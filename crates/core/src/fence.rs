@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn other_spellings_are_refused() {
-        for text in ["", "+1", "-1", " 1", "1.0", "0x1", "9223372036854775808", "99999999999999999999"] {
+        for text in
+            ["", "+1", "-1", " 1", "1.0", "0x1", "9223372036854775808", "99999999999999999999"]
+        {
             assert!(text.parse::<Fence>().is_err(), "{text:?}");
         }
         assert!(Fence::compose(1 << 21, 0).is_err());

@@ -214,6 +214,9 @@ pub struct Beat {
     pub tickets: u32,
     /// After how long something changes by itself (a hold expires, a delay ends): beat again then.
     pub next: Duration,
+    /// The newest fence granted on this key. A grant with a higher one was made after this beat,
+    /// so a waiter that is pushed it may count its hold from when this beat was sent.
+    pub last_fence: Fence,
 }
 
 /// The holder as others see it. There is no [`HoldId`] in it: who knows that may release.

@@ -71,10 +71,8 @@ impl Queue {
 
     /// Appends a ticket; its session beats by that. Returns the ticket's place, counted from 1.
     pub fn push(&mut self, now_ms: u64, ticket: Ticket) -> u32 {
-        let beat = self
-            .beats
-            .entry(ticket.session.clone())
-            .or_insert(Beat { at_ms: now_ms, tickets: 0 });
+        let beat =
+            self.beats.entry(ticket.session.clone()).or_insert(Beat { at_ms: now_ms, tickets: 0 });
         beat.at_ms = now_ms;
         beat.tickets += 1;
         self.tickets.push_back(ticket);

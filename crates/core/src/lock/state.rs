@@ -87,6 +87,8 @@ pub struct Beaten {
     pub tickets: u32,
     /// When something changes by itself, at the earliest.
     pub next_ms: u64,
+    /// The newest fence sequence granted.
+    pub seq: u64,
 }
 
 /// One key of a Lock class.
@@ -244,7 +246,7 @@ impl LockState {
             .filter(|held| held.session == *session && !held.claimed)
             .map(|held| (held.hold.clone(), held.seq, held.expires_ms - self.now_ms));
         let tickets = self.queue.tickets_of(session);
-        (Beaten { offered, tickets, next_ms: self.next_change_ms() }, offer)
+        (Beaten { offered, tickets, next_ms: self.next_change_ms(), seq: self.seq }, offer)
     }
 
     /// Takes the lock from whoever has it, and raises the fence past anything granted so far.

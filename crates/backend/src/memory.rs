@@ -1,0 +1,6 @@
+//! The memory substrate: state in this process, gone with it. What every other substrate is held
+//! against, and what `holdfast dev` runs on.
+
+mod lock;
+
+pub use lock::MemoryLocks;

@@ -1,0 +1,295 @@
+//! Acquire with patience: from single attempts to "wait at most so long", on any substrate.
+//!
+//! One order of events, whatever the store: enter the hub, send the attempt, stand in line, be
+//! pushed. A request that nobody waits for any more (time-out, caller gone, unknown outcome) is
+//! *settled*: cancelled in the store until the store answers, so that no ghost keeps the lock.
+//!
+//! Waiters do not poll. [`beats`] sends one beat per key for all of a session's waiters on it; the
+//! beat is also the safety net for pushes that were lost.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_core::{
+    Address, BackendError, Clock, Deadline, Fence, HoldId, SessionId, Stamp,
+    clock::Backoff,
+    lock::{Acquire, Attempt, Grant, LockBackend, LockConfig, Push, Renewal},
+};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::hub::{Hub, Inbox};
+
+mod beats;
+
+use beats::{Lines, Place};
+
+/// For how long a caller is kept waiting while its unknown outcome is settled.
+const SETTLE_IN_CALL: Duration = Duration::from_secs(5);
+/// After so many times to live nothing of a request can be left in a store.
+const SETTLE_FOR_TTLS: u32 = 3;
+
+/// A hold as its holder has it.
+pub struct HeldLock {
+    /// The fencing token.
+    pub fence: Fence,
+    /// What the store granted it for.
+    pub ttl: Duration,
+    /// Until when it may be trusted without a renewal.
+    pub deadline: Deadline,
+    /// Whether the store knows that the holder knows. An unclaimed hold is renewed at once.
+    pub claimed: bool,
+    /// Tells when it is lost. Keep it as long as the hold: a retry of the same request that is
+    /// given up must not take the hold with it.
+    pub inbox: Inbox,
+}
+
+/// What became of a request.
+pub enum Acquisition {
+    /// It is held.
+    Held(HeldLock),
+    /// Another holds it, and the wait (if any) is over.
+    Locked {
+        /// When it may be worth to try again.
+        retry_after: Duration,
+        /// How many wait.
+        waiters: u32,
+    },
+    /// As many wait as may.
+    QueueFull {
+        /// How many wait.
+        waiters: u32,
+    },
+    /// The same hold was cancelled before. A new request needs a new hold.
+    Cancelled,
+}
+
+/// Acquires locks of one backend on behalf of one session.
+pub struct LockClient {
+    backend: Arc<dyn LockBackend>,
+    hub: Arc<Hub>,
+    clock: Arc<dyn Clock>,
+    lines: Arc<Lines>,
+}
+
+impl LockClient {
+    /// A client of `backend` for `session`.
+    pub fn new(
+        backend: Arc<dyn LockBackend>,
+        hub: Arc<Hub>,
+        clock: Arc<dyn Clock>,
+        session: SessionId,
+    ) -> Arc<Self> {
+        let lines = Lines::new(backend.clone(), hub.clone(), clock.clone(), session);
+        Arc::new(LockClient { backend, hub, clock, lines })
+    }
+
+    /// The backend, for renewals, releases and queries.
+    pub fn backend(&self) -> &Arc<dyn LockBackend> {
+        &self.backend
+    }
+
+    /// Acquires, waiting at most `wait`. With `claim`, an offered hold is renewed before it is
+    /// returned, so that it has its whole time to live.
+    ///
+    /// Dropping the future withdraws the request in the background.
+    ///
+    /// # Errors
+    /// Those of [`LockBackend::acquire`]. After any but [`BackendError::Unknown`] the request
+    /// certainly holds nothing; an unknown outcome goes on being settled in the background.
+    pub async fn acquire(
+        &self,
+        at: &Address,
+        mut request: Acquire,
+        wait: Duration,
+        claim: bool,
+    ) -> Result<Acquisition, BackendError> {
+        let until = Instant::now() + wait;
+        request.enqueue = !wait.is_zero();
+        let request = request;
+        let inbox = self.hub.register(&request.hold);
+        let mut pending = Pending::new(self, at, &request, inbox);
+        let mut backoff = Backoff::new(Duration::from_millis(50), retry_cap(request.ttl));
+        loop {
+            let sent = self.clock.now();
+            match self.backend.acquire(at, &request).await {
+                Ok(Attempt::Granted(grant)) => return Ok(pending.held(grant, sent)),
+                Ok(Attempt::Queued { position }) => {
+                    let place = self.lines.join(at, &request, sent);
+                    match self.stand(&mut pending, &request, &place, until, claim).await? {
+                        Turn::Held(held) => return Ok(held),
+                        Turn::AskAgain => {}
+                        Turn::TimedOut => {
+                            pending.settle().await?;
+                            let retry_after = Duration::from_millis(request.config.ttl_ms);
+                            return Ok(Acquisition::Locked { retry_after, waiters: position - 1 });
+                        }
+                    }
+                }
+                Ok(Attempt::Locked { retry_after, waiters }) => {
+                    pending.forget();
+                    return Ok(Acquisition::Locked { retry_after, waiters });
+                }
+                Ok(Attempt::QueueFull { waiters }) => {
+                    pending.forget();
+                    return Ok(Acquisition::QueueFull { waiters });
+                }
+                Ok(Attempt::Cancelled) => {
+                    pending.forget();
+                    return Ok(Acquisition::Cancelled);
+                }
+                Err(error @ BackendError::Unknown(_)) => {
+                    pending.settle().await?;
+                    let what = format!("{error}; settled: nothing is held");
+                    return Err(BackendError::Unavailable(what));
+                }
+                Err(error) => {
+                    // Nothing was done. A waiter has time to see whether the store comes back.
+                    let delay = backoff.next_delay();
+                    if !error.is_retryable() || Instant::now() + delay >= until {
+                        // An earlier round may have left a ticket.
+                        if request.enqueue {
+                            drop(pending)
+                        } else {
+                            pending.forget()
+                        }
+                        return Err(error);
+                    }
+                    sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for a push, at a place in the line.
+    async fn stand(
+        &self,
+        pending: &mut Pending,
+        request: &Acquire,
+        place: &Place,
+        until: Instant,
+        claim: bool,
+    ) -> Result<Turn, BackendError> {
+        let Ok(push) = timeout_at(until, pending.inbox().recv()).await else {
+            return Ok(Turn::TimedOut);
+        };
+        let (grant, since) = match push {
+            Push::Granted { grant, since } => (grant, since),
+            Push::Lost | Push::Requeue => return Ok(Turn::AskAgain),
+        };
+        // A grant that another's transition made began at some time after this ticket was last
+        // known to be waiting.
+        let since = since.unwrap_or_else(|| place.last_waiting(grant.fence));
+        let left = Deadline::new(since, grant.ttl).remaining(self.clock.now());
+        if grant.claimed || (!claim && left >= grant.ttl / 3) {
+            return Ok(Turn::Held(pending.held(grant, since)));
+        }
+        let sent = self.clock.now();
+        let (at, config) = (&pending.at, &request.config);
+        match self.backend.renew(at, config, &request.hold, request.ttl).await? {
+            Renewal::Renewed { ttl } => {
+                let grant = Grant { ttl, claimed: true, ..grant };
+                Ok(Turn::Held(pending.held(grant, sent)))
+            }
+            Renewal::Lost => Ok(Turn::AskAgain),
+        }
+    }
+}
+
+enum Turn {
+    Held(Acquisition),
+    AskAgain,
+    TimedOut,
+}
+
+/// A request on its way. Unless it ends in a hold or is known to have left nothing, dropping it
+/// settles it in the background.
+struct Pending {
+    backend: Arc<dyn LockBackend>,
+    hub: Arc<Hub>,
+    at: Address,
+    config: Arc<LockConfig>,
+    hold: HoldId,
+    ttl: Duration,
+    inbox: Option<Inbox>,
+}
+
+impl Pending {
+    fn new(client: &LockClient, at: &Address, request: &Acquire, inbox: Inbox) -> Self {
+        Pending {
+            backend: client.backend.clone(),
+            hub: client.hub.clone(),
+            at: at.clone(),
+            config: request.config.clone(),
+            hold: request.hold.clone(),
+            ttl: request.ttl,
+            inbox: Some(inbox),
+        }
+    }
+
+    fn inbox(&mut self) -> &mut Inbox {
+        // Taken only by what ends the request.
+        self.inbox.get_or_insert_with(|| self.hub.register(&self.hold))
+    }
+
+    fn held(&mut self, grant: Grant, since: Stamp) -> Acquisition {
+        let inbox = self.inbox.take().unwrap_or_else(|| self.hub.register(&self.hold));
+        Acquisition::Held(HeldLock {
+            fence: grant.fence,
+            ttl: grant.ttl,
+            deadline: Deadline::new(since, grant.ttl),
+            claimed: grant.claimed,
+            inbox,
+        })
+    }
+
+    /// Ends it without a trace in the store.
+    fn forget(&mut self) {
+        self.inbox = None;
+    }
+
+    /// Cancels in the store and waits for the answer; what takes longer goes on in the background.
+    async fn settle(&mut self) -> Result<(), BackendError> {
+        let Some(settling) = self.settling() else { return Ok(()) };
+        match tokio::time::timeout(SETTLE_IN_CALL, settling).await {
+            Ok(Ok(settled)) => settled,
+            Ok(Err(panicked)) => Err(BackendError::Internal(panicked.to_string())),
+            Err(_) => Err(BackendError::Unknown("the store has not answered yet".into())),
+        }
+    }
+
+    /// The task that settles, unless somebody else in this process uses the hold.
+    fn settling(&mut self) -> Option<tokio::task::JoinHandle<Result<(), BackendError>>> {
+        let inbox = self.inbox.take()?;
+        drop(inbox);
+        if self.hub.users(&self.hold) > 0 {
+            return None;
+        }
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        let (backend, at) = (self.backend.clone(), self.at.clone());
+        let (config, hold, ttl) = (self.config.clone(), self.hold.clone(), self.ttl);
+        Some(runtime.spawn(async move {
+            let give_up = Instant::now() + ttl.max(Duration::from_secs(1)) * SETTLE_FOR_TTLS;
+            let mut backoff = Backoff::new(Duration::from_millis(20), retry_cap(ttl));
+            loop {
+                match backend.cancel(&at, &config, &hold).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) if Instant::now() >= give_up => {
+                        tracing::warn!(%at, %error, "a cancelled request could not be settled");
+                        return Err(BackendError::Unknown(error.to_string()));
+                    }
+                    Err(_) => sleep(backoff.next_delay()).await,
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        drop(self.settling());
+    }
+}
+
+/// The longest pause between two tries.
+fn retry_cap(ttl: Duration) -> Duration {
+    (ttl / 3).clamp(Duration::from_millis(100), Duration::from_secs(5))
+}

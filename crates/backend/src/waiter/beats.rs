@@ -1,0 +1,167 @@
+//! One beat per key for all of a session's waiters on it.
+//!
+//! A beat says that the session lives, and learns what a lost push would have told: an offer, a lost
+//! ticket. While nothing changes it is the only traffic of a waiter; its rate is that of
+//! [`LockConfig::beat_ms`], however many wait.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use holdfast_core::{
+    Address, Clock, Fence, HoldId, SessionId, Stamp,
+    lock::{Acquire, LockBackend, LockConfig, Push},
+};
+use tokio::time::sleep;
+
+use crate::hub::{Hub, lock};
+
+/// The lines of a session, one per key that somebody waits for.
+pub(super) struct Lines {
+    backend: Arc<dyn LockBackend>,
+    hub: Arc<Hub>,
+    clock: Arc<dyn Clock>,
+    session: SessionId,
+    lines: Mutex<HashMap<Address, Line>>,
+}
+
+#[derive(Default)]
+struct Line {
+    /// How many requests (retries of the same one) stand for each waiter.
+    waiters: HashMap<HoldId, usize>,
+    config: Option<Arc<LockConfig>>,
+    /// The last two beats, newest first: when each was sent, and the newest fence it found.
+    beats: [Option<(Stamp, Fence)>; 2],
+}
+
+/// A waiter's place; dropping it leaves the line.
+pub(super) struct Place {
+    lines: Arc<Lines>,
+    at: Address,
+    hold: HoldId,
+    joined: Stamp,
+}
+
+impl Place {
+    /// The last time the grant with this fence was known not to have been made: a time before it.
+    ///
+    /// A beat that found only lower fences was carried out before the grant; so was the request
+    /// that joined the line.
+    pub(super) fn last_waiting(&self, fence: Fence) -> Stamp {
+        let lines = lock(&self.lines.lines);
+        let beats = lines.get(&self.at).map(|line| line.beats).unwrap_or_default();
+        let before = beats.into_iter().flatten().find(|(_, found)| *found < fence);
+        match before {
+            Some((sent, _)) if sent.boot_ns > self.joined.boot_ns => sent,
+            _ => self.joined,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut lines = lock(&self.lines.lines);
+        if let Some(line) = lines.get_mut(&self.at) {
+            if let Some(users) = line.waiters.get_mut(&self.hold) {
+                *users -= 1;
+                if *users == 0 {
+                    line.waiters.remove(&self.hold);
+                }
+            }
+            // The line itself is removed by its task, so that there is never a second one.
+        }
+    }
+}
+
+impl Lines {
+    pub(super) fn new(
+        backend: Arc<dyn LockBackend>,
+        hub: Arc<Hub>,
+        clock: Arc<dyn Clock>,
+        session: SessionId,
+    ) -> Arc<Self> {
+        Arc::new(Lines { backend, hub, clock, session, lines: Mutex::default() })
+    }
+
+    /// Joins the line of a key. `sent` was read before the request that was queued was sent.
+    pub(super) fn join(self: &Arc<Self>, at: &Address, request: &Acquire, sent: Stamp) -> Place {
+        let mut lines = lock(&self.lines);
+        let is_new = !lines.contains_key(at);
+        let line = lines.entry(at.clone()).or_default();
+        line.config = Some(request.config.clone());
+        *line.waiters.entry(request.hold.clone()).or_default() += 1;
+        drop(lines);
+        if is_new {
+            tokio::spawn(self.clone().beat_while_waiting(at.clone(), request.config.clone()));
+        }
+        Place { lines: self.clone(), at: at.clone(), hold: request.hold.clone(), joined: sent }
+    }
+
+    async fn beat_while_waiting(self: Arc<Self>, at: Address, first: Arc<LockConfig>) {
+        let mut next = Duration::from_millis(first.beat_ms());
+        let mut short = false;
+        loop {
+            sleep(next).await;
+            let Some((config, before)) = self.roll_call(&at) else { return };
+            let interval = Duration::from_millis(config.beat_ms());
+            let sent = self.clock.now();
+            next = interval;
+            match self.backend.beat(&at, &config, &self.session).await {
+                Ok(beat) => {
+                    self.note(&at, sent, beat.last_fence);
+                    // Something will change by itself before the next beat is due: be there.
+                    next = interval.min(beat.next + Duration::from_millis(1));
+                    let offered = beat.offered.as_ref().map(|(hold, _)| hold.clone());
+                    if let Some((hold, grant)) = beat.offered {
+                        self.hub.send(&hold, Push::Granted { grant, since: None });
+                    }
+                    let all_there = beat.tickets as usize >= self.expected(&at, &before, &offered);
+                    // Once can be a ticket on its way; twice is a store that lost some.
+                    if !all_there && short {
+                        self.requeue(&at);
+                    }
+                    short = !all_there && !short;
+                }
+                Err(error) => tracing::debug!(%at, %error, "a waiter's beat failed"),
+            }
+        }
+    }
+
+    /// Who waits now; `None` ends the line.
+    fn roll_call(&self, at: &Address) -> Option<(Arc<LockConfig>, Vec<HoldId>)> {
+        let mut lines = lock(&self.lines);
+        let line = lines.get(at)?;
+        if line.waiters.is_empty() {
+            lines.remove(at);
+            return None;
+        }
+        Some((line.config.clone()?, line.waiters.keys().cloned().collect()))
+    }
+
+    /// How many of those who waited before a beat must still have a ticket after it.
+    fn expected(&self, at: &Address, before: &[HoldId], offered: &Option<HoldId>) -> usize {
+        let lines = lock(&self.lines);
+        let Some(line) = lines.get(at) else { return 0 };
+        let waits =
+            |hold: &&HoldId| line.waiters.contains_key(*hold) && Some(*hold) != offered.as_ref();
+        before.iter().filter(waits).count()
+    }
+
+    fn note(&self, at: &Address, sent: Stamp, found: Fence) {
+        if let Some(line) = lock(&self.lines).get_mut(at) {
+            line.beats = [Some((sent, found)), line.beats[0]];
+        }
+    }
+
+    fn requeue(&self, at: &Address) {
+        let holds: Vec<HoldId> = {
+            let lines = lock(&self.lines);
+            lines.get(at).map(|line| line.waiters.keys().cloned().collect()).unwrap_or_default()
+        };
+        for hold in holds {
+            self.hub.send(&hold, Push::Requeue);
+        }
+    }
+}
