@@ -139,22 +139,23 @@ impl LockState {
         if self.tombs.contains_key(&want.hold) {
             return (Acquired::Cancelled, self.promote(floor));
         }
-        let now_ms = self.now_ms;
-        if let Some(held) = self.held.as_mut().filter(|held| held.hold == want.hold) {
-            // The same request again: the same grant, counted anew, since the caller does too.
-            held.extend(now_ms, want.ttl_ms);
-            let (seq, ttl_ms) = (held.seq, held.expires_ms - now_ms);
-            return (Acquired::Granted { seq, ttl_ms }, None);
-        }
+        // Who asks is alive: its tickets must not be dropped as dead in this very step.
+        self.queue.beat(self.now_ms, &want.session);
         if self.policy.fairness == Fairness::None && self.is_free() {
             self.queue.remove(&want.hold);
             let (seq, ttl_ms) = self.grant(floor, want, true);
             return (Acquired::Granted { seq, ttl_ms }, None);
         }
         // Promoting first keeps a newcomer behind those who wait, on a lock that has just expired.
-        let offer = self.promote(floor);
+        let offer = self.promote(floor).filter(|offer| offer.hold != want.hold);
+        let now_ms = self.now_ms;
+        if let Some(held) = self.held.as_mut().filter(|held| held.hold == want.hold) {
+            // The same request again: the same grant, counted anew, since the caller does too.
+            held.extend(now_ms, want.ttl_ms);
+            let (seq, ttl_ms) = (held.seq, held.expires_ms - now_ms);
+            return (Acquired::Granted { seq, ttl_ms }, offer);
+        }
         if let Some(position) = self.queue.position(&want.hold) {
-            self.queue.beat(self.now_ms, &want.session);
             return (Acquired::Queued(position), offer);
         }
         if self.is_free() && self.queue.is_empty() {
