@@ -1,0 +1,176 @@
+//! What a body needs of a substrate: sidecars that share one store, and fresh addresses.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use holdfast_backend::{
+    hub::Hub,
+    memory::MemoryLocks,
+    waiter::{Acquisition, HeldLock, LockClient},
+};
+use holdfast_core::{
+    Address, BackendError, ClassName, Fence, HoldId, Holder, Key, Kind, SessionId, Substrate,
+    SystemClock,
+    lock::{Acquire, Consistency, Fairness, Keys, LockBackend, LockConfig},
+};
+
+/// One substrate under test.
+#[async_trait]
+pub trait World: Send + Sync {
+    /// Which one.
+    fn substrate(&self) -> Substrate;
+    /// A new pod's view of the store.
+    async fn sidecar(&self, name: &str) -> Sidecar;
+    /// Makes an address usable (a Lease has to exist).
+    async fn provision(&self, at: &Address);
+    /// Deletes the class of an address with all its state and makes it anew, as the operator does;
+    /// returns the fence floor that the new class starts above.
+    async fn recreate(&self, at: &Address) -> Fence;
+}
+
+/// One pod: a session with a backend of its own.
+pub struct Sidecar {
+    pub name: Holder,
+    pub session: SessionId,
+    pub client: Arc<LockClient>,
+}
+
+/// The shortest time to live that every substrate takes, with room for a slow machine.
+pub const TTL: Duration = Duration::from_secs(2);
+
+pub fn mk_config(world: &dyn World) -> LockConfig {
+    LockConfig {
+        generation: 1,
+        ttl_ms: TTL.as_millis() as u64,
+        max_hold_ms: 0,
+        min_hold_ms: 0,
+        lock_delay_ms: 0,
+        keys: Keys::Any,
+        max_waiters: 100,
+        fairness: match world.substrate() {
+            Substrate::Lease => Fairness::None,
+            Substrate::Memory | Substrate::Redis => Fairness::Fifo,
+        },
+        consistency: Consistency::Strict,
+        fence_floor: Fence::new(0),
+    }
+}
+
+/// An address that nothing else uses.
+pub async fn fresh(world: &dyn World) -> Address {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let at = Address {
+        kind: Kind::Lock,
+        namespace: "default".into(),
+        class: ClassName::new(format!("c{}-{n}", std::process::id())).unwrap(),
+        key: Key::default_key(),
+    };
+    world.provision(&at).await;
+    at
+}
+
+impl Sidecar {
+    pub fn new(
+        name: &str,
+        session: SessionId,
+        backend: Arc<dyn LockBackend>,
+        hub: Arc<Hub>,
+    ) -> Self {
+        let client = LockClient::new(backend, hub, Arc::new(SystemClock), session.clone());
+        Sidecar { name: Holder::new(name).unwrap(), session, client }
+    }
+
+    pub fn request(&self, config: &Arc<LockConfig>, hold: &HoldId) -> Acquire {
+        Acquire {
+            config: config.clone(),
+            hold: hold.clone(),
+            session: self.session.clone(),
+            holder: self.name.clone(),
+            ttl: Duration::from_millis(config.ttl_ms),
+            max_hold: Duration::from_millis(config.max_hold_ms),
+            enqueue: false,
+        }
+    }
+
+    pub async fn acquire(
+        &self,
+        at: &Address,
+        config: &Arc<LockConfig>,
+        hold: &HoldId,
+        wait: Duration,
+    ) -> Result<Acquisition, BackendError> {
+        self.client.acquire(at, self.request(config, hold), wait, true).await
+    }
+
+    /// Acquires what must be free, or become free in time.
+    pub async fn hold(&self, at: &Address, config: &Arc<LockConfig>, hold: &HoldId) -> HeldLock {
+        match self.acquire(at, config, hold, TTL * 5).await {
+            Ok(Acquisition::Held(held)) => held,
+            Ok(other) => panic!("{} did not get {at}: {}", self.name, describe(&other)),
+            Err(error) => panic!("{} did not get {at}: {error}", self.name),
+        }
+    }
+
+    pub async fn release(&self, at: &Address, config: &LockConfig, hold: &HoldId) {
+        self.client.backend().release(at, config, hold).await.unwrap();
+    }
+}
+
+pub fn describe(acquisition: &Acquisition) -> String {
+    match acquisition {
+        Acquisition::Held(held) => format!("held with fence {}", held.fence),
+        Acquisition::Locked { waiters, .. } => format!("locked, {waiters} waiting"),
+        Acquisition::QueueFull { waiters } => format!("queue full, {waiters} waiting"),
+        Acquisition::Cancelled => "cancelled".into(),
+    }
+}
+
+/// Waits until a condition holds; the bound is generous, the poll is short.
+pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
+    for _ in 0..500 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("never happened: {what}");
+}
+
+// === Memory ===
+
+pub struct MemoryWorld {
+    hub: Arc<Hub>,
+    locks: Arc<MemoryLocks>,
+}
+
+impl MemoryWorld {
+    pub async fn start() -> Self {
+        let hub = Hub::new();
+        let locks = MemoryLocks::new(hub.clone(), Arc::new(SystemClock));
+        MemoryWorld { hub, locks }
+    }
+}
+
+#[async_trait]
+impl World for MemoryWorld {
+    fn substrate(&self) -> Substrate {
+        Substrate::Memory
+    }
+
+    async fn sidecar(&self, name: &str) -> Sidecar {
+        Sidecar::new(name, SessionId::random(), self.locks.clone(), self.hub.clone())
+    }
+
+    async fn provision(&self, _: &Address) {}
+
+    async fn recreate(&self, _: &Address) -> Fence {
+        Fence::new(0)
+    }
+}

@@ -1,0 +1,389 @@
+//! The behaviours of a lock.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_backend::waiter::Acquisition;
+use holdfast_core::{
+    HoldId, Substrate,
+    lock::{LockConfig, Push, Release, Renewal},
+};
+use tokio::time::{sleep, timeout};
+
+use crate::fixture::{Sidecar, TTL, World, describe, eventually, fresh, mk_config};
+
+const NOW: Duration = Duration::ZERO;
+
+fn config(world: &dyn World) -> Arc<LockConfig> {
+    Arc::new(mk_config(world))
+}
+
+fn hold() -> HoldId {
+    HoldId::random()
+}
+
+async fn two(world: &dyn World) -> (Sidecar, Sidecar) {
+    (world.sidecar("a").await, world.sidecar("b").await)
+}
+
+async fn one_holds_and_another_is_refused(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let held = a.hold(&at, &config, &hold()).await;
+    assert!(held.claimed && held.ttl <= TTL);
+    match b.acquire(&at, &config, &hold(), NOW).await.unwrap() {
+        Acquisition::Locked { retry_after, .. } => {
+            assert!(retry_after <= TTL + Duration::from_secs(1), "{retry_after:?}");
+        }
+        other => panic!("{}", describe(&other)),
+    }
+}
+
+async fn fences_grow_from_grant_to_grant(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let mut last = None;
+    for round in 0..10 {
+        let (pod, hold) = (if round % 2 == 0 { &a } else { &b }, hold());
+        let held = pod.hold(&at, &config, &hold).await;
+        assert!(Some(held.fence) > last, "{:?} after {last:?}", held.fence);
+        last = Some(held.fence);
+        pod.release(&at, &config, &hold).await;
+    }
+    let view = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((view.holder, view.last_fence), (None, last));
+}
+
+async fn the_same_request_gets_the_same_grant(world: &dyn World) {
+    let (at, config, a) = (fresh(world).await, config(world), world.sidecar("a").await);
+    let hold = hold();
+    let first = a.hold(&at, &config, &hold).await;
+    let again = a.hold(&at, &config, &hold).await;
+    assert_eq!(first.fence, again.fence);
+    drop(again);
+    assert_eq!(a.client.backend().release(&at, &config, &hold).await.unwrap(), Release::Released);
+}
+
+async fn a_retry_that_is_given_up_does_not_take_the_hold_with_it(world: &dyn World) {
+    let (at, config, a) = (fresh(world).await, config(world), world.sidecar("a").await);
+    let hold = hold();
+    let held = a.hold(&at, &config, &hold).await;
+    for _ in 0..5 {
+        drop(timeout(Duration::from_micros(1), a.acquire(&at, &config, &hold, TTL)).await);
+    }
+    sleep(TTL / 10).await;
+    let renewed = a.client.backend().renew(&at, &config, &hold, TTL).await.unwrap();
+    assert!(matches!(renewed, Renewal::Renewed { .. }));
+    drop(held);
+}
+
+async fn an_expired_hold_is_lost_and_the_next_fence_is_higher(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let stale_hold = hold();
+    let stale = a.hold(&at, &config, &stale_hold).await;
+    let next = b.hold(&at, &config, &hold()).await;
+    assert!(next.fence > stale.fence);
+    let renewed = a.client.backend().renew(&at, &config, &stale_hold, TTL).await.unwrap();
+    assert_eq!(renewed, Renewal::Lost);
+    // Releasing what one does not hold must not free it.
+    let released = a.client.backend().release(&at, &config, &stale_hold).await.unwrap();
+    assert_eq!(released, Release::NotHeld);
+    let view = b.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!(view.holder.map(|h| h.fence), Some(next.fence));
+}
+
+async fn renewals_keep_a_hold_beyond_its_time_to_live(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let hold = hold();
+    let held = a.hold(&at, &config, &hold).await;
+    for _ in 0..6 {
+        sleep(TTL / 3).await;
+        let renewed = a.client.backend().renew(&at, &config, &hold, TTL).await.unwrap();
+        assert!(matches!(renewed, Renewal::Renewed { .. }));
+        let other = b.acquire(&at, &config, &HoldId::random(), NOW).await.unwrap();
+        assert!(matches!(other, Acquisition::Locked { .. }), "{}", describe(&other));
+    }
+    let view = b.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!(view.holder.map(|h| h.fence), Some(held.fence));
+}
+
+async fn release_hands_over_to_who_waits(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let (first, second) = (hold(), hold());
+    let held = a.hold(&at, &config, &first).await;
+    let waiting = b.hold(&at, &config, &second);
+    let release = async {
+        sleep(TTL / 10).await;
+        a.release(&at, &config, &first).await;
+        tokio::time::Instant::now()
+    };
+    let (next, released) = tokio::join!(waiting, release);
+    assert!(next.fence > held.fence);
+    assert!(released.elapsed() < TTL / 2, "handed over after {:?}", released.elapsed());
+}
+
+async fn waiters_are_served_first_come_first_served(world: &dyn World) {
+    let (at, config) = (fresh(world).await, config(world));
+    let first = world.sidecar("first").await;
+    let hold_first = hold();
+    first.hold(&at, &config, &hold_first).await;
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let mut tasks = tokio::task::JoinSet::new();
+    let watcher = world.sidecar("watcher").await;
+    for i in 0..8 {
+        let pod = world.sidecar(&format!("pod-{i}")).await;
+        let (at, config, order) = (at.clone(), config.clone(), order.clone());
+        tasks.spawn({
+            let (at, config) = (at.clone(), config.clone());
+            async move {
+                let hold = hold();
+                pod.hold(&at, &config, &hold).await;
+                order.lock().unwrap().push(i);
+                pod.release(&at, &config, &hold).await;
+            }
+        });
+        eventually("the waiter is in the queue", async || {
+            let view = watcher.client.backend().query(&at, &config).await.unwrap();
+            view.waiters == i + 1
+        })
+        .await;
+    }
+    first.release(&at, &config, &hold_first).await;
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+}
+
+async fn a_wait_that_times_out_leaves_nothing_behind(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let first = hold();
+    a.hold(&at, &config, &first).await;
+    let waited = b.acquire(&at, &config, &hold(), TTL / 10).await.unwrap();
+    assert!(matches!(waited, Acquisition::Locked { .. }), "{}", describe(&waited));
+    a.release(&at, &config, &first).await;
+    let view = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((view.holder, view.waiters), (None, 0));
+}
+
+async fn a_caller_that_goes_away_leaves_no_ghost(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    for round in 0..10u64 {
+        let first = hold();
+        a.hold(&at, &config, &first).await;
+        let second = hold();
+        let waiting = b.acquire(&at, &config, &second, TTL);
+        // From "not even sent" to "stands in line".
+        drop(timeout(Duration::from_micros(1 << (2 * round)), waiting).await);
+        a.release(&at, &config, &first).await;
+        let third = hold();
+        let next = timeout(TTL * 3 / 4, a.hold(&at, &config, &third)).await;
+        assert!(next.is_ok(), "round {round}: a ghost has the lock");
+        a.release(&at, &config, &third).await;
+    }
+}
+
+async fn releasing_twice_is_no_error_and_frees_only_once(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let first = hold();
+    a.hold(&at, &config, &first).await;
+    a.release(&at, &config, &first).await;
+    let next = b.hold(&at, &config, &hold()).await;
+    let again = a.client.backend().release(&at, &config, &first).await.unwrap();
+    assert_eq!(again, Release::NotHeld);
+    let view = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!(view.holder.map(|h| h.fence), Some(next.fence));
+}
+
+async fn a_hold_released_early_keeps_the_lock_for_its_minimal_time(world: &dyn World) {
+    let at = fresh(world).await;
+    let config = Arc::new(LockConfig { min_hold_ms: 2_000, ..mk_config(world) });
+    let (a, b) = two(world).await;
+    let first = hold();
+    let started = tokio::time::Instant::now();
+    a.hold(&at, &config, &first).await;
+    a.release(&at, &config, &first).await;
+    let early = b.acquire(&at, &config, &hold(), NOW).await.unwrap();
+    assert!(matches!(early, Acquisition::Locked { .. }), "{}", describe(&early));
+    b.hold(&at, &config, &hold()).await;
+    assert!(started.elapsed() >= Duration::from_millis(1_900), "{:?}", started.elapsed());
+}
+
+async fn lock_delay_holds_after_expiry_but_not_after_release(world: &dyn World) {
+    let at = fresh(world).await;
+    let config = Arc::new(LockConfig { lock_delay_ms: 2_000, ..mk_config(world) });
+    let (a, b) = two(world).await;
+    let first = hold();
+    a.hold(&at, &config, &first).await;
+    a.release(&at, &config, &first).await;
+    let second = hold();
+    let started = tokio::time::Instant::now();
+    let clean = timeout(TTL, b.hold(&at, &config, &second)).await;
+    assert!(clean.is_ok(), "delayed after a clean release");
+    drop(clean);
+    a.hold(&at, &config, &hold()).await;
+    let waited = started.elapsed();
+    assert!(waited >= TTL + Duration::from_millis(1_900), "no delay after expiry: {waited:?}");
+}
+
+async fn no_renewal_goes_beyond_the_longest_hold(world: &dyn World) {
+    let at = fresh(world).await;
+    let config = Arc::new(LockConfig { max_hold_ms: 3_000, ..mk_config(world) });
+    let (a, b) = two(world).await;
+    let first = hold();
+    let started = tokio::time::Instant::now();
+    a.hold(&at, &config, &first).await;
+    let renewals = async {
+        while a.client.backend().renew(&at, &config, &first, TTL).await.unwrap() != Renewal::Lost {
+            sleep(TTL / 8).await;
+        }
+        started.elapsed()
+    };
+    let second = hold();
+    let (lost_after, _) = tokio::join!(renewals, b.hold(&at, &config, &second));
+    // Leases count whole seconds, and a contender counts them anew from when it sees a change.
+    assert!(lost_after <= Duration::from_millis(3_600), "{lost_after:?}");
+}
+
+async fn force_release_takes_the_lock_and_raises_the_fence(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let first = hold();
+    let mut held = a.hold(&at, &config, &first).await;
+    let taken = b.client.backend().force_release(&at, &config).await.unwrap();
+    assert_eq!(taken.map(|t| (t.holder, t.fence)), Some((a.name.clone(), held.fence)));
+    if world.substrate() != Substrate::Lease {
+        let told = timeout(TTL / 2, held.inbox.recv()).await;
+        assert_eq!(told.ok(), Some(Push::Lost));
+    }
+    let renewed = a.client.backend().renew(&at, &config, &first, TTL).await.unwrap();
+    assert_eq!(renewed, Renewal::Lost);
+    let next = b.hold(&at, &config, &hold()).await;
+    assert!(next.fence > held.fence);
+    assert_eq!(b.client.backend().force_release(&fresh(world).await, &config).await.unwrap(), None);
+}
+
+async fn a_full_queue_refuses_and_says_so(world: &dyn World) {
+    let at = fresh(world).await;
+    let config = Arc::new(LockConfig { max_waiters: 2, ..mk_config(world) });
+    let (a, b) = two(world).await;
+    a.hold(&at, &config, &hold()).await;
+    let third = async {
+        eventually("two wait", async || {
+            b.client.backend().query(&at, &config).await.unwrap().waiters == 2
+        })
+        .await;
+        b.acquire(&at, &config, &HoldId::random(), TTL).await.unwrap()
+    };
+    let wait = TTL / 2;
+    let (one, two) = (hold(), hold());
+    let (_, _, third) = tokio::join!(
+        b.acquire(&at, &config, &one, wait),
+        b.acquire(&at, &config, &two, wait),
+        third
+    );
+    assert!(matches!(third, Acquisition::QueueFull { waiters: 2 }), "{}", describe(&third));
+}
+
+async fn a_query_shows_holder_and_queue(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let empty = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((empty.holder, empty.waiters), (None, 0));
+    let first = hold();
+    let held = a.hold(&at, &config, &first).await;
+    let look = async {
+        eventually("the queue shows", async || {
+            let view = b.client.backend().query(&at, &config).await.unwrap();
+            let holder = view.holder.expect("held");
+            assert_eq!((holder.holder, holder.fence), (a.name.clone(), held.fence));
+            assert!(holder.ttl <= TTL + Duration::from_secs(1));
+            view.waiters == 1 && view.queue == [b.name.clone()]
+        })
+        .await;
+        let namespace = at.namespace.clone();
+        let list = b.client.backend().list(&namespace, &at.class, &config, 10).await.unwrap();
+        assert_eq!(list.len(), 1);
+        assert_eq!(list[0].0, at.key);
+        a.release(&at, &config, &first).await;
+    };
+    let second = hold();
+    tokio::join!(b.hold(&at, &config, &second), look);
+}
+
+async fn a_class_created_again_goes_on_with_higher_fences(world: &dyn World) {
+    let (at, mut config, a) = (fresh(world).await, mk_config(world), world.sidecar("a").await);
+    let mut last = None;
+    for _ in 0..3 {
+        let (shared, hold) = (Arc::new(config.clone()), hold());
+        let held = a.hold(&at, &shared, &hold).await;
+        assert!(Some(held.fence) > last, "{:?} after {last:?}", held.fence);
+        last = Some(held.fence);
+        config.fence_floor = world.recreate(&at).await;
+    }
+}
+
+/// A waiter whose pod is gone costs its own heartbeat (three beats), not a whole hold.
+async fn a_dead_waiter_costs_its_heartbeat_not_a_hold(world: &dyn World) {
+    let at = fresh(world).await;
+    // Beats of a 30 s hold come every 5 s; take 6 s, so that a beat is a second.
+    let config = Arc::new(LockConfig { ttl_ms: 12_000, ..mk_config(world) });
+    let (a, b) = two(world).await;
+    let dead = world.sidecar("dead").await;
+    let first = hold();
+    a.hold(&at, &config, &first).await;
+    // Queued by hand, so that nobody beats for it and nobody claims its offer.
+    let mut request = dead.request(&config, &hold());
+    request.enqueue = true;
+    dead.client.backend().acquire(&at, &request).await.unwrap();
+    let started = tokio::time::Instant::now();
+    let second = hold();
+    let waiting = b.hold(&at, &config, &second);
+    let release = async {
+        sleep(Duration::from_millis(200)).await;
+        a.release(&at, &config, &first).await;
+    };
+    tokio::join!(waiting, release);
+    let claim = Duration::from_millis(config.policy().claim_ms());
+    assert!(started.elapsed() < claim + Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+macro_rules! conformance {
+    ($substrate:ident, $world:ty, [$($body:ident),* $(,)?]) => {
+        mod $substrate {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $body() {
+                    let world = <$world>::start().await;
+                    super::$body(&world).await;
+                }
+            )*
+        }
+    };
+}
+
+macro_rules! everywhere {
+    ($substrate:ident, $world:ty, [$($more:ident),*]) => {
+        conformance!($substrate, $world, [
+            one_holds_and_another_is_refused,
+            fences_grow_from_grant_to_grant,
+            the_same_request_gets_the_same_grant,
+            a_retry_that_is_given_up_does_not_take_the_hold_with_it,
+            an_expired_hold_is_lost_and_the_next_fence_is_higher,
+            renewals_keep_a_hold_beyond_its_time_to_live,
+            release_hands_over_to_who_waits,
+            a_wait_that_times_out_leaves_nothing_behind,
+            a_caller_that_goes_away_leaves_no_ghost,
+            releasing_twice_is_no_error_and_frees_only_once,
+            a_hold_released_early_keeps_the_lock_for_its_minimal_time,
+            lock_delay_holds_after_expiry_but_not_after_release,
+            no_renewal_goes_beyond_the_longest_hold,
+            force_release_takes_the_lock_and_raises_the_fence,
+            a_full_queue_refuses_and_says_so,
+            a_query_shows_holder_and_queue,
+            a_class_created_again_goes_on_with_higher_fences,
+            $($more),*
+        ]);
+    };
+}
+
+everywhere!(
+    memory,
+    crate::fixture::MemoryWorld,
+    [waiters_are_served_first_come_first_served, a_dead_waiter_costs_its_heartbeat_not_a_hold]
+);
