@@ -1,0 +1,31 @@
+//! Names that more than one program has to agree on.
+
+/// The API group; also the prefix of labels and annotations.
+pub const GROUP: &str = "holdfast.dev";
+/// The served version.
+pub const VERSION: &str = "v1alpha1";
+/// The category of every kind: `kubectl get holdfast`.
+pub const CATEGORY: &str = "holdfast";
+
+/// Marks every object that the operator made.
+pub const LABEL_MANAGED: &str = "holdfast.dev/managed";
+/// The class an object belongs to.
+pub const LABEL_CLASS: &str = "holdfast.dev/class";
+/// The kind of that class, in lower case.
+pub const LABEL_KIND: &str = "holdfast.dev/kind";
+/// On a pod template or a namespace: `"true"` asks for a sidecar, `"false"` on a pod declines.
+pub const LABEL_INJECT: &str = "holdfast.dev/inject";
+
+/// On a class: take this key's lock from whoever has it.
+pub const ANNOTATION_FORCE_RELEASE: &str = "holdfast.dev/force-release";
+/// On a pod: the sidecar has been injected.
+pub const ANNOTATION_INJECTED: &str = "holdfast.dev/injected";
+
+/// Guards state outside the API server, and fences that must outlive their class.
+pub const FINALIZER: &str = "holdfast.dev/state";
+/// The field manager of everything the operator applies.
+pub const FIELD_MANAGER: &str = "holdfast-operator";
+/// The Secret with a namespace's Redis credentials: `<backend>.username`, `<backend>.password`.
+pub const REDIS_SECRET: &str = "holdfast-redis";
+/// The ConfigMap with the fences that deleted classes left behind.
+pub const FLOORS_CONFIG_MAP: &str = "holdfast-fence-floors";

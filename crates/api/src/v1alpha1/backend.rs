@@ -1,0 +1,161 @@
+//! Backend: a Redis or Valkey that classes may live on.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A store for classes, named by their `spec.backend`. The backend `lease` needs no object.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "holdfast.dev",
+    version = "v1alpha1",
+    kind = "Backend",
+    plural = "backends",
+    shortname = "hfb",
+    category = "holdfast",
+    status = "BackendStatus",
+    derive = "PartialEq",
+    doc = "A Redis or Valkey that classes may live on, named by their spec.backend. The backend `lease` needs no object.",
+    printcolumn(json_path = r#".status.conditions[?(@.type=="Ready")].status"#, name = "Ready", type_ = "string"),
+    printcolumn(json_path = ".spec.redis.mode", name = "Mode", type_ = "string"),
+    printcolumn(json_path = ".status.version", name = "Version", type_ = "string"),
+    printcolumn(json_path = ".status.epoch.number", name = "Epoch", type_ = "integer"),
+    printcolumn(json_path = r#".status.conditions[?(@.type=="EvictionSafe")].status"#, name = "EvictionSafe", type_ = "string"),
+    printcolumn(json_path = r#".status.conditions[?(@.type=="Persistent")].status"#, name = "Persistent", type_ = "string"),
+    printcolumn(json_path = ".metadata.creationTimestamp", name = "Age", type_ = "date"),
+    validation = Rule::new("!(self.metadata.name in ['lease', 'memory'])")
+        .message("the names lease and memory are taken: they are built in"),
+    validation = Rule::new("self.metadata.name.size() <= 63")
+        .message("metadata.name must have at most 63 characters")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendSpec {
+    /// The Redis or Valkey.
+    pub redis: RedisSpec,
+    /// Which namespaces may use it, by their labels. Absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<NamespaceSelector>,
+}
+
+/// How to reach a Redis or Valkey, 6.2 or later.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.mode == 'Standalone'")
+        .message("only mode Standalone is supported by this version"),
+    validation = Rule::new("self.mode != 'Standalone' || self.addresses.size() == 1")
+        .message("mode Standalone has exactly one address")
+)]
+pub struct RedisSpec {
+    /// `Standalone`: one server. (Sentinel, Cluster and Redlock are reserved.)
+    #[serde(default)]
+    pub mode: RedisMode,
+    /// `host:port` of the server.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
+    pub addresses: Vec<String>,
+    /// The database number.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1023))]
+    pub database: u16,
+    /// How to encrypt; absent: not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSpec>,
+    /// A Secret with `username` and `password` of a user that may administrate: it loads the
+    /// function library and makes a user per namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_secret_ref: Option<SecretRef>,
+    /// `PerNamespaceUser` makes an ACL user per namespace, bound to its keys; `Shared` gives every
+    /// sidecar the credentials of `credentialsSecretRef`'s user.
+    #[serde(default)]
+    pub tenancy: Tenancy,
+}
+
+/// Encryption.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsSpec {
+    /// PEM certificates of the authorities to trust. Absent: the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+/// A Secret in a namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretRef {
+    /// Its name, in the operator's own namespace: the operator reads Secrets nowhere else.
+    pub name: String,
+}
+
+/// How the servers are arranged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RedisMode {
+    /// One server.
+    #[default]
+    Standalone,
+    /// A primary that Sentinels name.
+    Sentinel,
+    /// A sharded cluster.
+    Cluster,
+    /// Independent servers and a majority.
+    Redlock,
+}
+
+/// How namespaces are kept apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Tenancy {
+    /// One ACL user per namespace.
+    #[default]
+    PerNamespaceUser,
+    /// One user for all.
+    Shared,
+}
+
+/// Namespaces by label.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NamespaceSelector {
+    /// Labels that a namespace must have.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// What the operator observed.
+#[derive(Clone, Debug, Default, PartialEq, KubeSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendStatus {
+    /// The generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Ready` first, then what makes locks unsafe: `EvictionSafe`, `Persistent`, `Replicated`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_string()]))]
+    pub conditions: Vec<Condition>,
+    /// The server's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// The server's role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// The incarnation of its data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<EpochStatus>,
+}
+
+/// The incarnation of a store's data. Fences of a later one are higher than any of an earlier one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochStatus {
+    /// Grows whenever data may have been lost.
+    pub number: u64,
+    /// The replication id it was opened for.
+    pub replid: String,
+    /// When grants may be made again: the holds of the epoch before have run out by then.
+    pub not_before: Time,
+    /// Whether it has been opened.
+    #[serde(default)]
+    pub open: bool,
+}
