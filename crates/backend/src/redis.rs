@@ -1,0 +1,25 @@
+//! The Redis substrate: locks on one Redis (6.2 or later) or Valkey primary, with no modules.
+//!
+//! - [`keys`] is the key rule, [`scripts`] the transitions in Lua, [`client`] the one command
+//!   connection, [`errors`] what an error of the store means.
+//! - [`RedisLocks`] serves applications; a tenant's ACL user suffices for it.
+//! - [`RedisAdmin`] is the operator's: probe, library, epoch marker, users, purge. [`LocalEpoch`]
+//!   stands in for the operator where there is none.
+//!
+//! Standalone mode only for now: the epoch's marker lives in another hash slot than the objects.
+
+pub mod admin;
+pub mod client;
+pub mod epoch;
+pub mod errors;
+pub mod keys;
+mod lock;
+mod pushes;
+mod reply;
+pub mod scripts;
+pub mod users;
+
+pub use admin::{Probe, RedisAdmin};
+pub use client::{Credentials, RedisConfig};
+pub use epoch::{KnownEpoch, LocalEpoch};
+pub use lock::RedisLocks;

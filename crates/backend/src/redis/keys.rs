@@ -1,0 +1,242 @@
+//! The key rule. Every name that the project gives to something in Redis is made here.
+//!
+//! - `hf:<namespace>:{<kind>/<class>/<key>}:<part>`: a part of one object. The braces are the hash
+//!   tag: all parts of an object are in one cluster slot.
+//! - `hf:<namespace>:epoch`: the namespace's epoch marker, which only the operator writes.
+//! - `hf:<namespace>:s:<session>`: the channel of a session's pushes.
+//!
+//! Namespace and key are percent-escaped but for `A-Z a-z 0-9 - . _ /`. No input can so forge a
+//! hash tag (`{ }`), a separator (`:`) or a glob of an ACL rule or a SCAN (`* ? [ ] \`), and
+//! different addresses have different names.
+
+use std::fmt::Write;
+
+use holdfast_core::{Address, ClassName, HoldId, Key, Kind, SessionId};
+
+/// The record of a lock: who holds it, and its fence.
+pub const RECORD: &str = ":l";
+const QUEUE: &str = ":q";
+const WAITERS: &str = ":w";
+const TOMB: &str = ":x:";
+
+/// The names of one object's parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectKeys {
+    stem: String,
+}
+
+impl ObjectKeys {
+    /// The names of the object at an address.
+    pub fn new(at: &Address) -> Self {
+        let mut stem = class_stem(&at.namespace, at.kind, &at.class);
+        escape_into(&mut stem, at.key.as_str());
+        stem.push('}');
+        ObjectKeys { stem }
+    }
+
+    /// The record.
+    pub fn record(&self) -> String {
+        format!("{}{RECORD}", self.stem)
+    }
+
+    /// The list of those who wait.
+    pub fn queue(&self) -> String {
+        format!("{}{QUEUE}", self.stem)
+    }
+
+    /// Their tickets and beats.
+    pub fn waiters(&self) -> String {
+        format!("{}{WAITERS}", self.stem)
+    }
+
+    /// What a cancelled hold leaves.
+    pub fn tomb(&self, hold: &HoldId) -> String {
+        format!("{}{TOMB}{hold}", self.stem)
+    }
+}
+
+/// The marker that says which epoch a namespace is in.
+pub fn marker(namespace: &str) -> String {
+    let mut name = namespace_stem(namespace);
+    name.push_str("epoch");
+    name
+}
+
+/// Where a [`LocalEpoch`](super::LocalEpoch) notes the run that its epoch belongs to.
+pub fn marker_run(namespace: &str) -> String {
+    let mut name = namespace_stem(namespace);
+    name.push_str("epoch-run");
+    name
+}
+
+/// What the names of all channels of a namespace start with; the session follows.
+pub fn channel_prefix(namespace: &str) -> String {
+    let mut name = namespace_stem(namespace);
+    name.push_str("s:");
+    name
+}
+
+/// The channel of a session.
+pub fn channel(namespace: &str, session: &SessionId) -> String {
+    format!("{}{session}", channel_prefix(namespace))
+}
+
+/// What every name of a namespace starts with. Ends in a separator, so that the rights of `ns1` do
+/// not reach to `ns10`.
+pub fn namespace_stem(namespace: &str) -> String {
+    let mut name = String::from("hf:");
+    escape_into(&mut name, namespace);
+    name.push(':');
+    name
+}
+
+/// What the names of all objects of a class start with. Free of globs.
+pub fn class_stem(namespace: &str, kind: Kind, class: &ClassName) -> String {
+    let mut name = namespace_stem(namespace);
+    name.push('{');
+    // Class names cannot contain any of the characters that matter here.
+    let _ = write!(name, "{}/{class}/", kind.singular());
+    name
+}
+
+/// The address that a record belongs to; `None` for a name that [`ObjectKeys::record`] never makes.
+pub fn parse_record(name: &str) -> Option<Address> {
+    let name = name.strip_prefix("hf:")?.strip_suffix(RECORD)?.strip_suffix('}')?;
+    let (namespace, object) = name.split_once(":{")?;
+    let mut parts = object.splitn(3, '/');
+    let (kind, class, key) = (parts.next()?, parts.next()?, parts.next()?);
+    let at = Address {
+        kind: *Kind::ALL.iter().find(|k| k.singular() == kind)?,
+        namespace: unescape(namespace)?.into(),
+        class: ClassName::new(class).ok()?,
+        key: Key::new(unescape(key)?).ok()?,
+    };
+    // One spelling per name: "%61" is not "a".
+    let spelt = ObjectKeys::new(&at).stem;
+    (spelt.strip_prefix("hf:")?.strip_suffix('}')? == name).then_some(at)
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'/')
+}
+
+fn escape_into(name: &mut String, text: &str) {
+    for byte in text.bytes() {
+        if is_plain(byte) {
+            name.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(name, "%{byte:02X}");
+        }
+    }
+}
+
+fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        let plain = match byte {
+            b'%' => {
+                let mut digit = || char::from(rest.next()?).to_digit(16);
+                (digit()? * 16 + digit()?) as u8
+            }
+            byte if is_plain(byte) => byte,
+            _ => return None,
+        };
+        bytes.push(plain);
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn mk_address(namespace: &str, class: &str, key: &str) -> Address {
+        Address {
+            kind: Kind::Lock,
+            namespace: namespace.into(),
+            class: ClassName::new(class).unwrap(),
+            key: Key::new(key).unwrap(),
+        }
+    }
+
+    fn addresses() -> impl Strategy<Value = Address> {
+        // Few and nasty characters, so that two addresses nearly collide often.
+        let nasty = "[ab:{}*?\\[\\]\\\\%/.25é ]{1,6}";
+        (nasty, "[ab]{1,2}", nasty).prop_map(|(ns, class, key)| mk_address(&ns, &class, &key))
+    }
+
+    /// The part of a name that a cluster hashes.
+    fn hash_tag(name: &str) -> &str {
+        let open = name.find('{').unwrap();
+        let close = open + name[open..].find('}').unwrap();
+        &name[open + 1..close]
+    }
+
+    fn names(at: &Address) -> Vec<String> {
+        let keys = ObjectKeys::new(at);
+        let tomb = keys.tomb(&HoldId::new("h").unwrap());
+        vec![keys.record(), keys.queue(), keys.waiters(), tomb]
+    }
+
+    proptest! {
+        #[test]
+        fn different_addresses_have_different_names(a in addresses(), b in addresses()) {
+            let (mut all, n) = ([names(&a), names(&b)].concat(), if a == b { 4 } else { 8 });
+            all.extend([marker(&a.namespace), marker_run(&a.namespace)]);
+            all.sort();
+            all.dedup();
+            prop_assert_eq!(all.len(), n + 2);
+        }
+
+        #[test]
+        fn the_parts_of_an_object_share_one_slot_that_no_input_can_choose(at in addresses()) {
+            for name in names(&at) {
+                let tag = hash_tag(&name);
+                prop_assert!(tag.starts_with(&format!("lock/{}/", at.class)), "{name}");
+                prop_assert_eq!(tag, hash_tag(&names(&at)[0]));
+                prop_assert_eq!(name.matches(['{', '}']).count(), 2);
+            }
+        }
+
+        #[test]
+        fn no_name_carries_a_glob_or_leaves_its_namespace(at in addresses()) {
+            for name in names(&at) {
+                prop_assert!(!name.contains(['*', '?', '[', ']', '\\', ' ']), "{}", name);
+                prop_assert!(name.starts_with(&namespace_stem(&at.namespace)));
+            }
+        }
+
+        #[test]
+        fn a_record_tells_its_address(at in addresses()) {
+            prop_assert_eq!(parse_record(&ObjectKeys::new(&at).record()), Some(at));
+        }
+    }
+
+    #[test]
+    fn names_read_as_documented() {
+        let at = mk_address("shop", "orders", "order/12 é");
+        assert_eq!(ObjectKeys::new(&at).record(), "hf:shop:{lock/orders/order/12%20%C3%A9}:l");
+        assert_eq!(marker("shop"), "hf:shop:epoch");
+        assert_eq!(channel("shop", &SessionId::new("s1").unwrap()), "hf:shop:s:s1");
+    }
+
+    #[test]
+    fn names_of_others_are_not_parsed() {
+        for name in [
+            "hf:shop:epoch",
+            "hf:shop:{lock/orders/a}:q",
+            "hf:shop:{lock/orders}:l",
+            "hf:shop:{what/orders/a}:l",
+            "hf:shop:{lock/orders/%61}:l",
+            "hf:shop:{lock/orders/a%}:l",
+            "hf:shop:{lock/orders/a%FF}:l",
+            "xx:shop:{lock/orders/a}:l",
+        ] {
+            assert_eq!(parse_record(name), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Locks in Redis: encodes a transition's arguments, runs it, decodes its reply. The rules are in
+//! `lua/`.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::future::try_join_all;
+use holdfast_core::{
+    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
+    lock::{
+        Acquire, Attempt, Beat, Consistency, Fairness, Grant, HolderView, LockBackend, LockConfig,
+        LockView, Policy, Release, Renewal,
+    },
+};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    client::{Client, RedisConfig},
+    epoch::KnownEpoch,
+    keys::{self, ObjectKeys},
+    pushes::{Listener, PushCounts},
+    reply::{Reply, unexpected},
+    scripts::Transition,
+};
+use crate::hub::Hub;
+
+/// Lua's numbers are exact below 2^53; sums of a few of these stay there. 139 years.
+const MAX_MS: u64 = 1 << 42;
+/// How many waiters a view names.
+const NAMES_IN_VIEW: &str = "10";
+/// How many keys are read at once in a list.
+const LIST_AT_ONCE: usize = 32;
+/// The most rounds of SCAN that a list takes, a thousand names each.
+const SCAN_ROUNDS: usize = 1_000;
+
+/// Locks of one namespace in one Redis, for one session.
+///
+/// # Guarantees
+/// Those of [`LockBackend`], as long as the store loses nothing. When it has (a restart, a failover,
+/// a flush), the first transition finds its epoch in doubt and does nothing.
+///
+/// # Caveats
+/// [`LockBackend::list`] needs SCAN, which a tenant's user may not run: it would show the keys of
+/// others.
+pub struct RedisLocks {
+    client: Client,
+    namespace: Arc<str>,
+    marker: String,
+    channel_prefix: String,
+    epoch: watch::Receiver<Option<KnownEpoch>>,
+    in_doubt: AtomicBool,
+    counts: Arc<PushCounts>,
+    subscribed: watch::Receiver<bool>,
+    _listener: AbortOnDropHandle<()>,
+}
+
+impl RedisLocks {
+    /// Locks of `namespace` for `session`, whose pushes go to `hub`. Connects in the background and
+    /// whenever it must: a store that is down now may be up later.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used at all.
+    pub fn connect(
+        config: RedisConfig,
+        namespace: &str,
+        session: SessionId,
+        hub: Arc<Hub>,
+        epoch: watch::Receiver<Option<KnownEpoch>>,
+    ) -> Result<Arc<Self>, BackendError> {
+        Self::with_client(Client::new(config), namespace, session, hub, epoch)
+    }
+
+    /// As [`RedisLocks::connect`], with a client that a test has prepared.
+    #[doc(hidden)]
+    pub fn with_client(
+        client: Client,
+        namespace: &str,
+        session: SessionId,
+        hub: Arc<Hub>,
+        epoch: watch::Receiver<Option<KnownEpoch>>,
+    ) -> Result<Arc<Self>, BackendError> {
+        client.config().open()?;
+        let counts = Arc::new(PushCounts::default());
+        let (sender, subscribed) = watch::channel(false);
+        let listener = Listener {
+            config: client.config().clone(),
+            channel: keys::channel(namespace, &session),
+            hub,
+            counts: counts.clone(),
+            subscribed: sender,
+        };
+        Ok(Arc::new(RedisLocks {
+            client,
+            namespace: namespace.into(),
+            marker: keys::marker(namespace),
+            channel_prefix: keys::channel_prefix(namespace),
+            epoch,
+            in_doubt: AtomicBool::new(false),
+            counts,
+            subscribed,
+            _listener: AbortOnDropHandle::new(tokio::spawn(listener.run())),
+        }))
+    }
+
+    /// What became of the pushes so far.
+    pub fn pushes(&self) -> &PushCounts {
+        &self.counts
+    }
+
+    /// How many command connections have been made so far.
+    pub fn connects(&self) -> u64 {
+        self.client.connects()
+    }
+
+    /// Waits until pushes are heard, at most so long; whether they are.
+    pub async fn subscribed(&self, within: Duration) -> bool {
+        let mut subscribed = self.subscribed.clone();
+        let heard = tokio::time::timeout(within, subscribed.wait_for(|heard| *heard)).await;
+        matches!(heard, Ok(Ok(_)))
+    }
+
+    /// Runs a transition that changes something; the reply without its doubt.
+    async fn step(
+        &self,
+        transition: Transition,
+        at: &Address,
+        config: &LockConfig,
+        tomb: Option<&HoldId>,
+        args: &[&str],
+    ) -> Result<Reply, BackendError> {
+        if *at.namespace != *self.namespace {
+            let what = format!("{at} is not in namespace \"{}\"", self.namespace);
+            return Err(BackendError::NotFound(what));
+        }
+        let (epoch, mode) = self.known_epoch(config)?;
+        let (number, policy) = (epoch.number.to_string(), encode_policy(&config.policy()));
+        let names = ObjectKeys::new(at);
+        let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
+        let tomb = tomb.map(|hold| names.tomb(hold));
+        let mut keys: Vec<&str> = vec![&record, &queue, &waiters];
+        keys.extend(tomb.as_deref());
+        let mut all: Vec<&str> =
+            vec![&self.marker, &number, &epoch.replid, mode, &policy, &self.channel_prefix];
+        all.extend(args);
+        let reply = self.client.call(transition, &keys, &all).await;
+        let mut reply = Reply::new(reply.inspect_err(|error| {
+            if *error == BackendError::Epoch {
+                tracing::debug!(%at, "the store's epoch is not the one known");
+            }
+        })?);
+        self.note_doubt(reply.number()? > 0, at);
+        Ok(reply)
+    }
+
+    /// The epoch to act in, and how sure to be of it.
+    fn known_epoch(&self, config: &LockConfig) -> Result<(KnownEpoch, &'static str), BackendError> {
+        let known = self.epoch.borrow().clone();
+        match (config.consistency, known) {
+            // Without a number there is no fence, however little is asked.
+            (_, None) => Err(BackendError::Epoch),
+            (Consistency::Strict, Some(epoch)) if !epoch.open => Err(BackendError::Epoch),
+            (Consistency::Strict, Some(epoch)) => Ok((epoch, "s")),
+            (Consistency::BestEffort, Some(epoch)) => Ok((epoch, "b")),
+        }
+    }
+
+    /// Says once when a doubt begins and once when it ends.
+    fn note_doubt(&self, doubt: bool, at: &Address) {
+        if self.in_doubt.swap(doubt, Relaxed) != doubt {
+            if doubt {
+                tracing::warn!(%at,
+                    "the store may have lost holds; a best-effort class goes on granting");
+            } else {
+                tracing::info!("the store's epoch is sure again");
+            }
+        }
+    }
+
+    /// Of these records, the keys that are held or waited for.
+    async fn in_use(&self, names: &[String]) -> Result<Vec<(Key, LockView)>, BackendError> {
+        let addresses: Vec<Address> =
+            names.iter().filter_map(|name| keys::parse_record(name)).collect();
+        let mut found = Vec::new();
+        for addresses in addresses.chunks(LIST_AT_ONCE) {
+            // One write for all of them.
+            let views = try_join_all(addresses.iter().map(|at| self.view(at))).await?;
+            let pairs = addresses.iter().map(|at| at.key.clone()).zip(views);
+            found.extend(pairs.filter(|(_, view)| view.holder.is_some() || view.waiters > 0));
+        }
+        Ok(found)
+    }
+
+    async fn view(&self, at: &Address) -> Result<LockView, BackendError> {
+        let names = ObjectKeys::new(at);
+        let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
+        let keys = [record.as_str(), &queue, &waiters];
+        let reply = self.client.call(Transition::LockQuery, &keys, &[NAMES_IN_VIEW]).await?;
+        let mut reply = Reply::new(reply);
+        let (seq, epoch, waiters) = (reply.number()?, reply.number()?, reply.count()?);
+        let queue = reply.names()?;
+        let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+        let holder = if reply.is_empty() {
+            None
+        } else {
+            let (holder, ttl, held_for) = (reply.name()?, reply.millis()?, reply.millis()?);
+            Some(HolderView { holder, fence, ttl, held_for })
+        };
+        Ok(LockView { holder, waiters, queue, last_fence: (seq > 0).then_some(fence) })
+    }
+}
+
+#[async_trait]
+impl LockBackend for RedisLocks {
+    fn substrate(&self) -> Substrate {
+        Substrate::Redis
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::BestEffort
+    }
+
+    async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
+        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
+        let args = [
+            request.hold.as_str(),
+            request.session.as_str(),
+            &ttl,
+            &max_hold,
+            if request.enqueue { "1" } else { "0" },
+            request.holder.as_str(),
+        ];
+        let hold = Some(&request.hold);
+        let mut reply =
+            self.step(Transition::LockAcquire, at, &request.config, hold, &args).await?;
+        Ok(match reply.text()?.as_str() {
+            "G" => {
+                let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
+                let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+                Attempt::Granted(Grant { fence, ttl, claimed: true })
+            }
+            "Q" => Attempt::Queued { position: reply.count()? },
+            "L" => Attempt::Locked { retry_after: reply.millis()?, waiters: reply.count()? },
+            "F" => Attempt::QueueFull { waiters: reply.count()? },
+            "C" => Attempt::Cancelled,
+            other => return Err(unexpected(other)),
+        })
+    }
+
+    async fn renew(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        ttl: Duration,
+    ) -> Result<Renewal, BackendError> {
+        let args = [hold.as_str(), &encode_ms(ttl)];
+        let mut reply = self.step(Transition::LockRenew, at, config, None, &args).await?;
+        Ok(match reply.signed()? {
+            left if left < 0 => Renewal::Lost,
+            left => Renewal::Renewed { ttl: Duration::from_millis(left.unsigned_abs()) },
+        })
+    }
+
+    async fn release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<Release, BackendError> {
+        let args = [hold.as_str()];
+        let mut reply = self.step(Transition::LockRelease, at, config, None, &args).await?;
+        Ok(if reply.number()? == 1 { Release::Released } else { Release::NotHeld })
+    }
+
+    async fn cancel(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<(), BackendError> {
+        let ttl = encode_ms(Duration::from_millis(config.ttl_ms));
+        let args = [hold.as_str(), &ttl];
+        self.step(Transition::LockCancel, at, config, Some(hold), &args).await.map(drop)
+    }
+
+    async fn beat(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        session: &SessionId,
+    ) -> Result<Beat, BackendError> {
+        let args = [session.as_str()];
+        let mut reply = self.step(Transition::LockBeat, at, config, None, &args).await?;
+        let (tickets, next) = (reply.count()?, reply.millis()?);
+        let (seq, epoch) = (reply.number()?, reply.number()?);
+        let last_fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+        let offered = if reply.is_empty() {
+            None
+        } else {
+            let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
+            Some((hold, Grant { fence: last_fence, ttl: reply.millis()?, claimed: false }))
+        };
+        Ok(Beat { offered, tickets, next, last_fence })
+    }
+
+    async fn query(&self, at: &Address, _: &LockConfig) -> Result<LockView, BackendError> {
+        self.view(at).await
+    }
+
+    async fn force_release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+    ) -> Result<Option<HolderView>, BackendError> {
+        let mut reply = self.step(Transition::LockForceRelease, at, config, None, &[]).await?;
+        if reply.is_empty() {
+            return Ok(None);
+        }
+        let (holder, seq, epoch) = (reply.name()?, reply.number()?, reply.number()?);
+        let (ttl, held_for) = (reply.millis()?, reply.millis()?);
+        let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+        Ok(Some(HolderView { holder, fence, ttl, held_for }))
+    }
+
+    async fn list(
+        &self,
+        namespace: &str,
+        class: &ClassName,
+        _: &LockConfig,
+        limit: usize,
+    ) -> Result<Vec<(Key, LockView)>, BackendError> {
+        let pattern =
+            format!("{}*{}", keys::class_stem(namespace, Kind::Lock, class), keys::RECORD);
+        let (mut found, mut cursor) = (Vec::new(), 0u64);
+        for _ in 0..SCAN_ROUNDS {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
+            let (next, names): (u64, Vec<String>) = self.client.run(&scan).await?;
+            found.extend(self.in_use(&names).await?);
+            cursor = next;
+            if cursor == 0 || found.len() >= limit {
+                break;
+            }
+        }
+        // SCAN may name a key twice.
+        found.sort_by(|(a, _), (b, _)| a.cmp(b));
+        found.dedup_by(|(a, _), (b, _)| a == b);
+        found.truncate(limit);
+        Ok(found)
+    }
+}
+
+fn encode_ms(time: Duration) -> String {
+    (time.as_millis() as u64).min(MAX_MS).to_string()
+}
+
+/// See `lua/prelude.lua`.
+fn encode_policy(policy: &Policy) -> String {
+    let ms = |ms: u64| ms.min(MAX_MS);
+    format!(
+        "{}:{}:{}:{}:{}:{}:{}",
+        policy.generation.clamp(0, MAX_MS as i64),
+        ms(policy.min_hold_ms),
+        ms(policy.lock_delay_ms),
+        policy.max_waiters,
+        ms(policy.beat_ms),
+        match policy.fairness {
+            Fairness::Fifo => 1,
+            Fairness::None => 0,
+        },
+        ms(policy.fence_floor),
+    )
+}

@@ -1,0 +1,15 @@
+-- Ends a hold. Before its minimal time is over nobody else is granted.
+-- KEYS: record, queue, waiters
+-- ARGV: the common six, 7 hold
+-- Returns {doubt, 1}, or {doubt, 0} when it was not held.
+local st, refused = begin(KEYS, ARGV)
+if not st then return refused end
+local held, was_held = st.held, 0
+if held and held.hold == ARGV[7] then
+  was_held = 1
+  st.held = nil
+  st.free_at = held.since + st.policy.min_hold
+end
+promote(st)
+save(st)
+return { st.doubt, was_held }

@@ -1,0 +1,239 @@
+-- The parts that all lock transitions share: a transcription of `holdfast_core::lock::state`.
+-- Same names, same order of steps; a differential test holds the two together.
+--
+-- KEYS of every script, all in one hash tag:
+--   1 `:l` the record      string, never expires: it keeps the fence
+--   2 `:q` the queue       list of hold ids, first come first
+--   3 `:w` the waiters     hash: 't:<hold>' -> '<session> <ttl> <max hold> <holder>',
+--                                's:<session>' -> '<last beat> <tickets>'
+--   4 `:x:<hold>` tombstone of a cancelled hold (acquire and cancel only): until when, with PX
+-- ARGV of every script:
+--   1 the marker's key  2 epoch  3 replid  4 's' strict or 'b' best effort  5 policy
+--   6 the prefix of the sessions' channels  7… the script's own
+-- The marker is read but not declared: it has another hash tag, and a tenant's user may only read
+-- it. That is allowed outside cluster mode, which is the only mode there is for now.
+--
+-- The record: '<seen> <epoch> <seq> <free at> <waiters> <policy>', and when it is held also
+--   ' <hold> <session> <since> <expires> <ttl> <max hold> <claimed> <holder>'.
+-- The policy: '<generation>:<min hold>:<lock delay>:<max waiters>:<beat>:<1 = fifo>:<fence floor>'.
+--
+-- Numbers are integers below 2^53, because Lua's are doubles; text of them is made by int() only.
+
+local BEATS_TO_LIVE, REAP_AT_ONCE, TOMB_FACTOR = 3, 32, 2
+
+local function int(number)
+  return string.format('%.0f', number)
+end
+
+local function parse_policy(token)
+  local generation, min_hold, lock_delay, max_waiters, beat, fifo, floor = string.match(
+    token, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d):(%d+)$')
+  return {
+    token = token, generation = tonumber(generation), min_hold = tonumber(min_hold),
+    lock_delay = tonumber(lock_delay), max_waiters = tonumber(max_waiters),
+    beat = tonumber(beat), fifo = fifo == '1', floor = tonumber(floor),
+  }
+end
+
+local function parse_record(record)
+  local seen, epoch, seq, free_at, waiters, policy, held = string.match(
+    record, '^(%d+) (%d+) (%d+) (%d+) (%d+) (%S+) ?(.*)$')
+  local st = {
+    now = tonumber(seen), epoch = tonumber(epoch), seq = tonumber(seq),
+    free_at = tonumber(free_at), waiters = tonumber(waiters), policy_token = policy,
+  }
+  if held ~= '' then
+    local hold, session, since, expires, ttl, max_hold, claimed, holder = string.match(
+      held, '^(%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d) (.*)$')
+    st.held = {
+      hold = hold, session = session, since = tonumber(since), expires = tonumber(expires),
+      ttl = tonumber(ttl), max_hold = tonumber(max_hold), claimed = claimed, holder = holder,
+    }
+  end
+  return st
+end
+
+-- What every transition starts with: the epoch is sure, time goes on, the newest class wins, an
+-- expired hold is dropped. Returns nil and an error reply, with no effect, when the epoch is not.
+local function begin(KEYS, ARGV)
+  local got
+  if KEYS[4] then
+    got = redis.call('MGET', ARGV[1], KEYS[1], KEYS[4])
+  else
+    got = redis.call('MGET', ARGV[1], KEYS[1])
+  end
+  local epoch, doubt = tonumber(ARGV[2]), 0
+  local st = got[2] and parse_record(got[2])
+    or { now = 0, epoch = 0, seq = 0, free_at = 0, waiters = 0 }
+  -- A new run id of the primary means a restart or a failover: what it has may be older than what
+  -- was granted. A record of a later epoch means the same of whoever sent the epoch.
+  local replication = redis.call('INFO', 'replication')
+  if got[1] ~= ARGV[2] or st.epoch > epoch
+    or not string.find(replication, 'master_replid:' .. ARGV[3], 1, true) then
+    if ARGV[4] ~= 'b' then
+      return nil, redis.error_reply('EPOCH the epoch of this store is not the one expected')
+    end
+    doubt = 1
+  end
+  st.grant_epoch = math.max(st.epoch, epoch)
+  st.doubt, st.keys, st.channel = doubt, KEYS, ARGV[6]
+  st.now = math.max(store_ms(), st.now)
+  st.policy = parse_policy(ARGV[5])
+  if st.policy_token and st.policy_token ~= ARGV[5] then
+    local known = parse_policy(st.policy_token)
+    if known.generation > st.policy.generation then st.policy = known end
+  end
+  local held = st.held
+  if held and st.now >= held.expires then
+    st.held = nil
+    st.free_at = held.expires + st.policy.lock_delay
+  end
+  -- The list is the truth: a queue that somebody deleted is empty, whatever the record says.
+  if st.waiters > 0 then st.waiters = redis.call('LLEN', KEYS[2]) end
+  st.tombed = got[3] and st.now < tonumber(got[3]) or false
+  return st
+end
+
+local function save(st)
+  local record = int(st.now) .. ' ' .. int(st.epoch) .. ' ' .. int(st.seq) .. ' '
+    .. int(st.free_at) .. ' ' .. int(st.waiters) .. ' ' .. st.policy.token
+  local held = st.held
+  if held then
+    record = record .. ' ' .. held.hold .. ' ' .. held.session .. ' ' .. int(held.since) .. ' '
+      .. int(held.expires) .. ' ' .. int(held.ttl) .. ' ' .. int(held.max_hold) .. ' '
+      .. held.claimed .. ' ' .. held.holder
+  end
+  redis.call('SET', st.keys[1], record)
+end
+
+local function is_free(st)
+  return not st.held and st.now >= st.free_at
+end
+
+local function claim_ms(st)
+  return BEATS_TO_LIVE * st.policy.beat
+end
+
+-- Counts a hold anew from now, never beyond its longest time.
+local function extend(st, held, ttl)
+  held.expires = st.now + ttl
+  if held.max_hold > 0 then held.expires = math.min(held.expires, held.since + held.max_hold) end
+  held.claimed = '1'
+end
+
+local function grant(st, ticket, claimed)
+  st.seq = math.max(st.seq + 1, st.now, st.policy.floor + 1)
+  st.epoch = st.grant_epoch
+  local held = {
+    hold = ticket.hold, session = ticket.session, holder = ticket.holder, since = st.now,
+    ttl = ticket.ttl, max_hold = ticket.max_hold,
+  }
+  extend(st, held, claimed and ticket.ttl or math.min(ticket.ttl, claim_ms(st)))
+  held.claimed = claimed and '1' or '0'
+  st.held = held
+  return held.expires - st.now
+end
+
+-- How long until something changes without anybody's doing; a minute when nothing does.
+local function next_change_ms(st)
+  local at = st.held and st.held.expires or st.free_at
+  if at > st.now then return math.min(at - st.now, 60000) end
+  return 60000
+end
+
+local function read_beat(st, session)
+  local beat = redis.call('HGET', st.keys[3], 's:' .. session)
+  if not beat then return 0, 0 end
+  local at, tickets = string.match(beat, '^(%d+) (%d+)$')
+  return tonumber(at), tonumber(tickets)
+end
+
+local function write_beat(st, session, at, tickets)
+  if tickets > 0 then
+    redis.call('HSET', st.keys[3], 's:' .. session, int(at) .. ' ' .. int(tickets))
+  else
+    redis.call('HDEL', st.keys[3], 's:' .. session)
+  end
+end
+
+-- Nobody comes to reap a class that nobody uses: the store forgets its waiters in the end.
+local function keep_queue(st)
+  local ms = int(math.max(60000, 4 * claim_ms(st)))
+  redis.call('PEXPIRE', st.keys[2], ms)
+  redis.call('PEXPIRE', st.keys[3], ms)
+end
+
+-- Notes that a session is alive; how many tickets it has here.
+local function note_beat(st, session)
+  if st.waiters == 0 then return 0 end
+  local _, tickets = read_beat(st, session)
+  if tickets > 0 then
+    write_beat(st, session, st.now, tickets)
+    keep_queue(st)
+  end
+  return tickets
+end
+
+local function is_dead(st, session)
+  local at = read_beat(st, session)
+  return st.now >= at + claim_ms(st)
+end
+
+local function read_ticket(st, hold)
+  local text = redis.call('HGET', st.keys[3], 't:' .. hold)
+  if not text then return nil end
+  local session, ttl, max_hold, holder = string.match(text, '^(%S+) (%d+) (%d+) (.*)$')
+  return {
+    hold = hold, session = session, ttl = tonumber(ttl), max_hold = tonumber(max_hold),
+    holder = holder,
+  }
+end
+
+-- Forgets the ticket of a hold that has been taken from the list.
+local function forget(st, hold, ticket)
+  st.waiters = st.waiters - 1
+  redis.call('HDEL', st.keys[3], 't:' .. hold)
+  if ticket then
+    local at, tickets = read_beat(st, ticket.session)
+    if tickets > 0 then write_beat(st, ticket.session, at, tickets - 1) end
+  end
+end
+
+-- Takes a ticket out of the queue, wherever it stands.
+local function remove(st, hold)
+  local ticket = st.waiters > 0 and read_ticket(st, hold)
+  if ticket then
+    redis.call('LREM', st.keys[2], 1, hold)
+    forget(st, hold, ticket)
+  end
+end
+
+-- Drops the dead from the head, at most REAP_AT_ONCE, and takes out the first who is alive.
+local function pop_live(st)
+  for reaped = 0, REAP_AT_ONCE do
+    local hold = redis.call('LINDEX', st.keys[2], 0)
+    if not hold then
+      st.waiters = 0
+      return nil
+    end
+    local ticket = read_ticket(st, hold)
+    local dead = not ticket or is_dead(st, ticket.session)
+    if dead and reaped == REAP_AT_ONCE then return nil end
+    redis.call('LPOP', st.keys[2])
+    forget(st, hold, ticket)
+    if not dead then return ticket end
+  end
+end
+
+-- What every transition ends with: a free lock goes to the first who is alive. Its session is told,
+-- unless the hold is the one that this very transition answers for.
+local function promote(st, answered)
+  if st.waiters == 0 or not is_free(st) then return end
+  local head = pop_live(st)
+  if not head then return end
+  local ttl = grant(st, head, false)
+  if head.hold ~= answered then
+    redis.call('PUBLISH', st.channel .. head.session,
+      'g ' .. head.hold .. ' ' .. int(st.seq) .. ' ' .. int(ttl) .. ' ' .. int(st.epoch))
+  end
+end

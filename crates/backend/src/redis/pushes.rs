@@ -1,0 +1,154 @@
+//! A session's pushes: the one connection that listens, and what it hears.
+//!
+//! Pushes are a short cut, never the truth: one that is lost (while this connection is being remade,
+//! say) is learnt from the session's next beat.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt;
+use holdfast_core::{
+    BackendError, Fence, HoldId,
+    clock::Backoff,
+    lock::{Grant, Push},
+};
+use redis::aio::{PubSubSink, PubSubStream};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{client::RedisConfig, errors};
+use crate::hub::Hub;
+
+/// How often a silent connection is tried, since the other end may be gone without a word.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// What became of the pushes so far.
+#[derive(Debug, Default)]
+pub struct PushCounts {
+    /// Messages that reached somebody.
+    pub delivered: AtomicU64,
+    /// Messages for a hold that nobody here waits for or holds (any more).
+    pub unclaimed: AtomicU64,
+    /// Messages that no version of ours sends.
+    pub garbled: AtomicU64,
+    /// How often the connection was lost; pushes meanwhile were lost, too.
+    pub lost_connections: AtomicU64,
+}
+
+/// Listens to a channel until it is dropped.
+pub(super) struct Listener {
+    pub(super) config: RedisConfig,
+    pub(super) channel: String,
+    pub(super) hub: Arc<Hub>,
+    pub(super) counts: Arc<PushCounts>,
+    pub(super) subscribed: watch::Sender<bool>,
+}
+
+impl Listener {
+    pub(super) async fn run(self) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        loop {
+            match self.subscribe().await {
+                Ok((sink, stream)) => {
+                    backoff.reset();
+                    self.subscribed.send_replace(true);
+                    self.listen(sink, stream).await;
+                    self.subscribed.send_replace(false);
+                    self.counts.lost_connections.fetch_add(1, Relaxed);
+                    tracing::warn!(store = ?self.config,
+                        "lost the connection for pushes; waiters rely on their beats meanwhile");
+                }
+                Err(error) => tracing::debug!(store = ?self.config, %error, "cannot subscribe"),
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    async fn subscribe(&self) -> Result<(PubSubSink, PubSubStream), BackendError> {
+        let client = self.config.open()?;
+        let subscribing = async {
+            let mut connection = client.get_async_pubsub().await?;
+            connection.subscribe(&self.channel).await?;
+            Ok(connection.split())
+        };
+        match timeout(self.config.connect_timeout, subscribing).await {
+            Ok(subscribed) => subscribed.map_err(|error| errors::at_connect(&error)),
+            Err(_) => Err(BackendError::Unavailable("no subscription in time".into())),
+        }
+    }
+
+    /// Returns when the connection is gone.
+    async fn listen(&self, mut sink: PubSubSink, mut stream: PubSubStream) {
+        let mut ping = interval(PING_EVERY);
+        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ping.tick().await;
+        loop {
+            tokio::select! {
+                message = stream.next() => match message {
+                    Some(message) => self.deliver(message.get_payload_bytes()),
+                    None => return,
+                },
+                _ = ping.tick() => {
+                    let pong = timeout(self.config.response_timeout, sink.ping::<redis::Value>());
+                    if !matches!(pong.await, Ok(Ok(_))) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, payload: &[u8]) {
+        let Some((hold, push)) = std::str::from_utf8(payload).ok().and_then(parse) else {
+            self.counts.garbled.fetch_add(1, Relaxed);
+            tracing::warn!(channel = self.channel, "a push that no version of ours sends");
+            return;
+        };
+        let reached = self.hub.send(&hold, push);
+        let count = if reached { &self.counts.delivered } else { &self.counts.unclaimed };
+        count.fetch_add(1, Relaxed);
+    }
+}
+
+/// `g <hold> <seq> <ttl ms> <epoch>` is a grant, `l <hold>` a loss. What follows is of later
+/// versions.
+fn parse(text: &str) -> Option<(HoldId, Push)> {
+    let mut words = text.split(' ');
+    let (verb, hold) = (words.next()?, HoldId::new(words.next()?).ok()?);
+    let mut number = || words.next()?.parse::<u64>().ok();
+    match verb {
+        "g" => {
+            let (seq, ttl_ms, epoch) = (number()?, number()?, number()?);
+            let fence = Fence::compose(epoch, seq).ok()?;
+            let grant = Grant { fence, ttl: Duration::from_millis(ttl_ms), claimed: false };
+            Some((hold, Push::Granted { grant, since: None }))
+        }
+        "l" => Some((hold, Push::Lost)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pushes_are_read_and_noise_is_not() {
+        let (hold, push) = parse("g h1 1795434121145 900 7").unwrap();
+        assert_eq!(hold.as_str(), "h1");
+        let fence = Fence::compose(7, 1_795_434_121_145).unwrap();
+        let grant = Grant { fence, ttl: Duration::from_millis(900), claimed: false };
+        assert_eq!(push, Push::Granted { grant, since: None });
+        assert_eq!(parse("l h1 later words").unwrap().1, Push::Lost);
+        for noise in ["", "g", "g h1", "g h1 1 2", "g h1 x 2 3", "g h1 1 2 9999999999", "x h1"] {
+            assert!(parse(noise).is_none(), "{noise:?}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The transitions as Lua: one source, run as a Function library where the store has Functions and
+//! by EVALSHA where it does not.
+//!
+//! Names carry a hash of the source, so that two versions of it run side by side during a roll-out.
+
+use std::{fmt::Write, sync::LazyLock};
+
+use sha2::{Digest, Sha256};
+
+const CLOCK: &str = include_str!("lua/clock.lua");
+const PRELUDE: &str = include_str!("lua/prelude.lua");
+
+/// A transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transition {
+    /// `lock_acquire.lua`.
+    LockAcquire,
+    /// `lock_renew.lua`.
+    LockRenew,
+    /// `lock_release.lua`.
+    LockRelease,
+    /// `lock_cancel.lua`.
+    LockCancel,
+    /// `lock_beat.lua`.
+    LockBeat,
+    /// `lock_force_release.lua`.
+    LockForceRelease,
+    /// `lock_query.lua`.
+    LockQuery,
+}
+
+impl Transition {
+    /// Every one there is, in the order of their numbers.
+    pub const ALL: [Transition; 7] = [
+        Transition::LockAcquire,
+        Transition::LockRenew,
+        Transition::LockRelease,
+        Transition::LockCancel,
+        Transition::LockBeat,
+        Transition::LockForceRelease,
+        Transition::LockQuery,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Transition::LockAcquire => "lock_acquire",
+            Transition::LockRenew => "lock_renew",
+            Transition::LockRelease => "lock_release",
+            Transition::LockCancel => "lock_cancel",
+            Transition::LockBeat => "lock_beat",
+            Transition::LockForceRelease => "lock_force_release",
+            Transition::LockQuery => "lock_query",
+        }
+    }
+
+    const fn body(self) -> &'static str {
+        match self {
+            Transition::LockAcquire => include_str!("lua/lock_acquire.lua"),
+            Transition::LockRenew => include_str!("lua/lock_renew.lua"),
+            Transition::LockRelease => include_str!("lua/lock_release.lua"),
+            Transition::LockCancel => include_str!("lua/lock_cancel.lua"),
+            Transition::LockBeat => include_str!("lua/lock_beat.lua"),
+            Transition::LockForceRelease => include_str!("lua/lock_force_release.lua"),
+            Transition::LockQuery => include_str!("lua/lock_query.lua"),
+        }
+    }
+
+    /// What a Function may do. A full store must still let go of what it has: that frees memory.
+    const fn flags(self) -> &'static str {
+        match self {
+            Transition::LockAcquire => "",
+            Transition::LockRenew
+            | Transition::LockRelease
+            | Transition::LockCancel
+            | Transition::LockBeat
+            | Transition::LockForceRelease => "'allow-oom'",
+            Transition::LockQuery => "'no-writes'",
+        }
+    }
+}
+
+/// The scripts in both forms.
+#[derive(Debug)]
+pub struct Scripts {
+    library: String,
+    source: String,
+    functions: Vec<String>,
+    scripts: Vec<Script>,
+}
+
+/// A transition as a plain script.
+#[derive(Debug)]
+pub struct Script {
+    /// What EVAL takes.
+    pub code: String,
+    /// What EVALSHA takes.
+    pub sha1: String,
+}
+
+impl Scripts {
+    /// The scripts of this version.
+    pub fn shared() -> &'static Scripts {
+        static SHARED: LazyLock<Scripts> = LazyLock::new(|| Scripts::compose(CLOCK));
+        &SHARED
+    }
+
+    /// The scripts with another `store_ms()`: tests inject the store's time.
+    pub fn compose(clock: &str) -> Scripts {
+        let mut hash = Sha256::new();
+        hash.update(clock);
+        hash.update(PRELUDE);
+        for transition in Transition::ALL {
+            hash.update(transition.body());
+        }
+        let version: String = hash.finalize().iter().take(4).map(|b| format!("{b:02x}")).collect();
+        let library = format!("holdfast_{version}");
+        let functions: Vec<String> =
+            Transition::ALL.iter().map(|t| format!("{library}_{}", t.name())).collect();
+        let mut source = format!("#!lua name={library}\n{clock}{PRELUDE}");
+        for (transition, function) in Transition::ALL.iter().zip(&functions) {
+            // Writing to a string cannot fail.
+            let _ = write!(
+                source,
+                "redis.register_function{{ function_name = '{function}', flags = {{ {} }}, \
+                 callback = function(KEYS, ARGV)\n{}end }}\n",
+                transition.flags(),
+                transition.body(),
+            );
+        }
+        let scripts = Transition::ALL
+            .iter()
+            .map(|t| {
+                let code = format!("{clock}{PRELUDE}{}", t.body());
+                let sha1 = redis::Script::new(&code).get_hash().to_owned();
+                Script { code, sha1 }
+            })
+            .collect();
+        Scripts { library, source, functions, scripts }
+    }
+
+    /// The library's name.
+    pub fn library(&self) -> &str {
+        &self.library
+    }
+
+    /// What FUNCTION LOAD takes.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The name of a transition's function.
+    pub fn function(&self, transition: Transition) -> &str {
+        &self.functions[transition as usize]
+    }
+
+    /// A transition as a plain script.
+    pub fn script(&self, transition: Transition) -> &Script {
+        &self.scripts[transition as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_source_has_other_names() {
+        let (ours, theirs) = (Scripts::shared(), Scripts::compose("local function store_ms() end"));
+        assert_ne!(ours.library(), theirs.library());
+        for transition in Transition::ALL {
+            assert_ne!(ours.function(transition), theirs.function(transition));
+            assert!(ours.function(transition).ends_with(transition.name()));
+        }
+    }
+}

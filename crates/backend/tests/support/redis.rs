@@ -1,0 +1,90 @@
+//! A real redis-server on a free port, in a directory of its own; both end with the value.
+
+use std::{
+    net::{TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+/// A running redis-server.
+pub struct RedisServer {
+    port: u16,
+    dir: TempDir,
+    args: Vec<String>,
+    child: Option<Child>,
+}
+
+impl RedisServer {
+    /// Starts one with more arguments, such as `["--appendonly", "yes"]`.
+    pub fn start(args: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("holdfast-redis").tempdir().unwrap();
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut server = RedisServer { port: 0, dir, args, child: None };
+        // Another process may take the port between our look and the server's bind: try again.
+        for _ in 0..5 {
+            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            if server.run() {
+                return server;
+            }
+        }
+        panic!("redis-server does not start in {}", server.dir.path().display());
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Kills it like a crash does (signal 9).
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Crashes it and starts it again on the same port, with what its directory kept.
+    pub fn restart(&mut self) {
+        self.kill();
+        assert!(self.run(), "redis-server does not start again");
+    }
+
+    /// Stops it from running without ending it, or lets it go on.
+    pub fn pause(&self, pause: bool) {
+        let pid = self.child.as_ref().unwrap().id().to_string();
+        let signal = if pause { "-STOP" } else { "-CONT" };
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Whether it came up.
+    fn run(&mut self) -> bool {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.args(&self.args).arg("--dir").arg(self.dir.path());
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let mut child = spawned.unwrap_or_else(|error| {
+            panic!("redis-server cannot be run ({error}): install the package redis-server")
+        });
+        for _ in 0..500 {
+            if child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+                self.child = Some(child);
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        false
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
