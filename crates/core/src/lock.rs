@@ -11,6 +11,7 @@ use crate::{
     Substrate, queue::BEATS_TO_LIVE,
 };
 
+pub mod record;
 pub mod state;
 
 /// In what order waiters are served.

@@ -1,0 +1,213 @@
+//! The Lease calls, each bounded in time and sent at most once.
+//!
+//! kube's own client retries up to fifteen times with pauses of up to 1000 s, and reads without a
+//! time limit; a hold would be long gone. Here a call is one request with one budget, and the answer
+//! says what is *known*: nothing was done, or perhaps it was ([`Fault::Unknown`]). Dropping a call
+//! closes its connection, so that the next one does not hang on the same dead peer.
+//!
+//! Writes are merge-patches that carry `uid` and `resourceVersion`. A PUT would re-create a deleted
+//! Lease; there is no PUT, POST or DELETE in this module.
+
+use std::time::Duration;
+
+use futures::{Stream, TryStreamExt, stream::BoxStream};
+use holdfast_core::BackendError;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, Client, Config,
+    api::{Patch, PatchParams, WatchEvent, WatchParams},
+};
+use serde_json::Value;
+
+use super::names;
+
+/// For how long a connection may take to be made.
+const CONNECT: Duration = Duration::from_secs(2);
+/// No call takes longer, whatever its class.
+const CALL: Duration = Duration::from_secs(5);
+/// How long the API server keeps a watch open; the next one continues where it ended.
+const WATCH_SECONDS: u32 = 240;
+
+/// The Leases of all namespaces that this process may touch.
+#[derive(Clone)]
+pub struct LeaseClient {
+    calls: Client,
+    /// Apart, because a time limit on reads would end a watch on which nothing happens.
+    watches: Client,
+}
+
+/// Why a call brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Somebody else's write came first.
+    Conflict,
+    /// There is no such Lease, or not this incarnation of it.
+    Gone,
+    /// A Role or the admission policy refused.
+    Refused(String),
+    /// Certainly nothing was done.
+    Unavailable(String),
+    /// A write that may or may not be carried out, now or later.
+    Unknown(String),
+}
+
+/// What a watch tells.
+pub(super) enum Seen {
+    /// The Lease as it is now.
+    Lease(Box<Lease>),
+    /// The Lease is deleted.
+    Deleted,
+    /// Nothing happened up to this resourceVersion.
+    Bookmark(String),
+}
+
+impl LeaseClient {
+    /// A client with settings of its own, made from where and as whom to connect.
+    ///
+    /// # Errors
+    /// When the credentials or certificates cannot be used.
+    pub fn new(config: &Config) -> Result<Self, BackendError> {
+        let mut config = config.clone();
+        config.default_retry = false;
+        config.connect_timeout = Some(CONNECT);
+        config.write_timeout = Some(CALL);
+        config.read_timeout = None;
+        let watches = connect(config.clone())?;
+        config.read_timeout = Some(CALL);
+        // A connection that was idle for long must not time out on its next answer.
+        config.reset_reader_on_write = true;
+        Ok(LeaseClient { calls: connect(config)?, watches })
+    }
+
+    /// Reads the newest state: a quorum read, since no resourceVersion is given.
+    pub(super) async fn get(
+        &self,
+        namespace: &str,
+        name: &str,
+        budget: Duration,
+    ) -> Result<Lease, Fault> {
+        let api: Api<Lease> = Api::namespaced(self.calls.clone(), namespace);
+        match tokio::time::timeout(budget.min(CALL), api.get(name)).await {
+            Ok(answer) => answer.map_err(|error| match sort(error) {
+                // A read changes nothing, whatever became of it.
+                Fault::Unknown(what) => Fault::Unavailable(what),
+                fault => fault,
+            }),
+            Err(_) => Err(Fault::Unavailable(format!("no answer within {budget:?}"))),
+        }
+    }
+
+    /// Writes, on the condition that the body's `uid` and `resourceVersion` are still the newest.
+    pub(super) async fn patch(
+        &self,
+        namespace: &str,
+        name: &str,
+        body: &Value,
+        budget: Duration,
+    ) -> Result<Lease, Fault> {
+        let api: Api<Lease> = Api::namespaced(self.calls.clone(), namespace);
+        let mut params = PatchParams::default();
+        params.field_manager = Some(names::FIELD_MANAGER.to_owned());
+        let body = Patch::Merge(body);
+        match tokio::time::timeout(budget.min(CALL), api.patch(name, &params, &body)).await {
+            Ok(answer) => answer.map_err(sort),
+            Err(_) => Err(Fault::Unknown(format!("no answer within {budget:?}"))),
+        }
+    }
+
+    /// Watches one Lease by name from a resourceVersion on. A Role with `resourceNames` suffices.
+    pub(super) async fn watch(
+        &self,
+        namespace: &str,
+        name: &str,
+        from: &str,
+    ) -> Result<BoxStream<'static, Result<Seen, Fault>>, Fault> {
+        let api: Api<Lease> = Api::namespaced(self.watches.clone(), namespace);
+        let params = WatchParams {
+            bookmarks: true,
+            ..WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS)
+        };
+        let stream = match tokio::time::timeout(CALL, api.watch(&params, from)).await {
+            Ok(stream) => stream.map_err(sort)?,
+            Err(_) => return Err(Fault::Unavailable(format!("no watch within {CALL:?}"))),
+        };
+        Ok(Box::pin(sightings(stream)))
+    }
+}
+
+fn connect(config: Config) -> Result<Client, BackendError> {
+    Client::try_from(config)
+        .map_err(|error| BackendError::Internal(format!("cannot build an API client: {error}")))
+}
+
+fn sightings(
+    events: impl Stream<Item = kube::Result<WatchEvent<Lease>>>,
+) -> impl Stream<Item = Result<Seen, Fault>> {
+    events.map_err(sort).and_then(async |event| match event {
+        WatchEvent::Added(lease) | WatchEvent::Modified(lease) => Ok(Seen::Lease(Box::new(lease))),
+        WatchEvent::Deleted(_) => Ok(Seen::Deleted),
+        WatchEvent::Bookmark(mark) => Ok(Seen::Bookmark(mark.metadata.resource_version)),
+        WatchEvent::Error(status) => Err(sort(kube::Error::Api(status))),
+    })
+}
+
+/// What an error says about whether the request was carried out.
+fn sort(error: kube::Error) -> Fault {
+    let status = match error {
+        kube::Error::Api(status) => status,
+        other if was_never_sent(&other) => return Fault::Unavailable(chain(&other)),
+        other => return Fault::Unknown(chain(&other)),
+    };
+    let what = format!("{} ({})", status.message, status.code);
+    match status.code {
+        404 => Fault::Gone,
+        409 => Fault::Conflict,
+        // 410: the resourceVersion of a watch is too old. 429: shed before it was looked at.
+        410 | 429 => Fault::Unavailable(what),
+        400..500 => Fault::Refused(what),
+        // An API server that lost its etcd in mid-write answers 500 or 504, and a proxy 503.
+        _ => Fault::Unknown(what),
+    }
+}
+
+/// Whether the connection was never made. Anything later may have reached the server.
+fn was_never_sent(error: &kube::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            if matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable) {
+                return true;
+            }
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+impl Fault {
+    /// The error of a call on a Lease, for callers.
+    pub(super) fn on(self, namespace: &str, name: &str) -> BackendError {
+        match self {
+            Fault::Conflict => BackendError::Unavailable(format!(
+                "Lease \"{namespace}/{name}\" changed on every try; too many contenders"
+            )),
+            Fault::Gone => BackendError::NotFound(format!(
+                "the operator has not created Lease \"{namespace}/{name}\" yet"
+            )),
+            Fault::Refused(what) => BackendError::Forbidden(what),
+            Fault::Unavailable(what) => BackendError::Unavailable(what),
+            Fault::Unknown(what) => BackendError::Unknown(what),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What this process knows by itself: records as it last saw them, its own holds, the requests whose
+//! outcome is open, and who waits here. All of it is a hint or a memory of own writes; what holds is
+//! decided by the API server, by the next conditional write.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use holdfast_core::{
+    Address, Fence, HoldId, SessionId, Stamp,
+    lock::{Acquire, record::Sighting},
+};
+use tokio::sync::Notify;
+
+use super::record::{Basis, Snapshot};
+
+/// Keys that are remembered although nobody here holds or waits for them.
+const PLACES: usize = 1_024;
+/// Holds and open requests beyond which old ones are looked for and forgotten.
+const SWEEP_AT: usize = 1_024;
+/// Nothing of a request is left anywhere after this time; nor is a class's time to live longer.
+const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
+
+#[derive(Default)]
+pub(super) struct Local {
+    places: HashMap<Address, Place>,
+    holds: HashMap<HoldId, Own>,
+    open: HashMap<HoldId, Open>,
+    /// Cancelled holds, and since when.
+    tombs: HashMap<HoldId, Stamp>,
+}
+
+/// One key, as seen from here.
+#[derive(Default)]
+pub(super) struct Place {
+    seen: Option<(Snapshot, Sighting)>,
+    pub queue: VecDeque<Acquire>,
+    /// Whether a task serves the queue.
+    pub served: bool,
+    /// Something about this key has changed.
+    pub changed: Arc<Notify>,
+}
+
+/// A hold that this process was granted.
+#[derive(Clone, Debug)]
+pub(super) struct Own {
+    /// What the next write is conditional on, unless somebody else wrote meanwhile.
+    pub basis: Basis,
+    pub fence: Fence,
+    pub granted: Stamp,
+    /// Before the write that extended it last was sent.
+    pub extended: Stamp,
+    pub ttl: Duration,
+    pub max_hold: Duration,
+    /// The Lease is being deleted.
+    pub terminating: bool,
+}
+
+/// A write that takes the lock, sent and not known to have failed.
+#[derive(Clone, Debug)]
+pub(super) struct Open {
+    pub basis: Basis,
+    /// Before the first of its tries was sent.
+    pub sent: Stamp,
+}
+
+impl Own {
+    /// Whether the hold is over by its own clocks.
+    pub(super) fn is_over(&self, now: Stamp) -> bool {
+        now.since(self.extended) >= self.ttl || self.left_of_max(now).is_zero()
+    }
+
+    /// What is left of the longest time it may be held.
+    pub(super) fn left_of_max(&self, now: Stamp) -> Duration {
+        match self.max_hold {
+            Duration::ZERO => Duration::MAX,
+            max => max.saturating_sub(now.since(self.granted)),
+        }
+    }
+}
+
+impl Local {
+    /// The entry of a key.
+    pub(super) fn place(&mut self, at: &Address) -> &mut Place {
+        if self.places.len() >= PLACES && !self.places.contains_key(at) {
+            self.places.retain(|_, place| place.served || !place.queue.is_empty());
+        }
+        self.places.entry(at.clone()).or_default()
+    }
+
+    /// Notes a record. `now` was read after it arrived. Older news than what is known is dropped:
+    /// a watch may be behind a read.
+    pub(super) fn note(&mut self, at: &Address, snapshot: Snapshot, now: Stamp) {
+        let place = self.place(at);
+        match &mut place.seen {
+            Some((known, _)) if older(&snapshot.basis.version, &known.basis.version) => return,
+            Some((known, sighting)) => {
+                sighting.see(snapshot.record.clone(), now);
+                *known = snapshot;
+            }
+            None => {
+                let sighting = Sighting::new(snapshot.record.clone(), now);
+                place.seen = Some((snapshot, sighting));
+            }
+        }
+        place.changed.notify_one();
+    }
+
+    /// Notes that the object is gone.
+    pub(super) fn forget_record(&mut self, at: &Address) {
+        let place = self.place(at);
+        place.seen = None;
+        place.changed.notify_one();
+    }
+
+    /// The newest record known.
+    pub(super) fn seen(&self, at: &Address) -> Option<(Snapshot, Sighting)> {
+        self.places.get(at)?.seen.clone()
+    }
+
+    /// Who waits here, first come first.
+    pub(super) fn waiters(&self, at: &Address) -> impl Iterator<Item = &Acquire> {
+        self.places.get(at).into_iter().flat_map(|place| &place.queue)
+    }
+
+    /// How many tickets a session has on a key.
+    pub(super) fn tickets(&self, at: &Address, session: &SessionId) -> u32 {
+        self.waiters(at).filter(|waiter| waiter.session == *session).count() as u32
+    }
+
+    /// The place of a hold in the queue, counted from 1.
+    pub(super) fn position(&self, at: &Address, hold: &HoldId) -> Option<u32> {
+        self.waiters(at).position(|waiter| waiter.hold == *hold).map(|i| i as u32 + 1)
+    }
+
+    /// Keys of a class that somebody here holds or waits for.
+    pub(super) fn known(&self, is_ours: impl Fn(&Address) -> bool) -> Vec<Address> {
+        self.places.keys().filter(|at| is_ours(at)).cloned().collect()
+    }
+
+    /// Takes a ticket out; whether there was one.
+    pub(super) fn leave(&mut self, at: &Address, hold: &HoldId) -> bool {
+        let Some(place) = self.places.get_mut(at) else { return false };
+        let before = place.queue.len();
+        place.queue.retain(|waiter| waiter.hold != *hold);
+        place.changed.notify_one();
+        place.queue.len() < before
+    }
+
+    /// A write that takes the lock is about to be sent. False if the hold has been cancelled.
+    pub(super) fn open(&mut self, hold: &HoldId, basis: &Basis, now: Stamp) -> bool {
+        if self.tombs.contains_key(hold) {
+            return false;
+        }
+        self.sweep(now);
+        let entry = self.open.entry(hold.clone());
+        let open = entry.or_insert_with(|| Open { basis: basis.clone(), sent: now });
+        // On another basis the earlier write can no longer apply: nothing is left of it.
+        if open.basis != *basis {
+            *open = Open { basis: basis.clone(), sent: now };
+        }
+        true
+    }
+
+    /// The open write of a hold.
+    pub(super) fn opened(&self, hold: &HoldId) -> Option<Open> {
+        self.open.get(hold).cloned()
+    }
+
+    /// An open write certainly was not carried out, and will not be.
+    pub(super) fn close(&mut self, hold: &HoldId) {
+        self.open.remove(hold);
+    }
+
+    /// A hold is granted. False if it has been cancelled meanwhile: whoever cancelled it frees it.
+    pub(super) fn grant(&mut self, hold: &HoldId, own: Own) -> bool {
+        if self.tombs.contains_key(hold) {
+            return false;
+        }
+        self.open.remove(hold);
+        self.holds.insert(hold.clone(), own);
+        true
+    }
+
+    /// A hold of this process.
+    pub(super) fn own(&self, hold: &HoldId) -> Option<Own> {
+        self.holds.get(hold).cloned()
+    }
+
+    /// A hold was extended.
+    pub(super) fn extend(&mut self, hold: &HoldId, basis: Basis, extended: Stamp, ttl: Duration) {
+        if let Some(own) = self.holds.get_mut(hold) {
+            own.basis = basis;
+            own.extended = later(own.extended, extended);
+            own.ttl = ttl;
+        }
+    }
+
+    /// A hold is over.
+    pub(super) fn end(&mut self, hold: &HoldId) -> Option<Own> {
+        self.open.remove(hold);
+        self.holds.remove(hold)
+    }
+
+    /// The hold of this process that is written with this mark.
+    pub(super) fn by_mark(&self, mark: &str) -> Option<HoldId> {
+        self.holds.keys().find(|hold| super::names::mark(hold.as_str()) == mark).cloned()
+    }
+
+    /// Refuses a hold from now on.
+    pub(super) fn bury(&mut self, hold: &HoldId, now: Stamp) {
+        self.tombs.insert(hold.clone(), now);
+    }
+
+    /// Whether a hold is refused.
+    pub(super) fn is_buried(&self, hold: &HoldId) -> bool {
+        self.tombs.contains_key(hold)
+    }
+
+    fn sweep(&mut self, now: Stamp) {
+        if self.holds.len() + self.open.len() + self.tombs.len() < SWEEP_AT {
+            return;
+        }
+        self.holds.retain(|_, own| !own.is_over(now));
+        self.open.retain(|_, open| now.since(open.sent) < FORGET_AFTER);
+        // A request is in flight for seconds at most.
+        self.tombs.retain(|_, since| now.since(*since) < Duration::from_secs(60));
+    }
+}
+
+/// Whether a version is an older one. Versions of one resource type are ordered.
+fn older(version: &str, known: &str) -> bool {
+    match (version.parse::<u64>(), known.parse::<u64>()) {
+        (Ok(version), Ok(known)) => version < known,
+        _ => false,
+    }
+}
+
+/// The later of two stamps of this process.
+fn later(one: Stamp, other: Stamp) -> Stamp {
+    if other.boot_ns > one.boot_ns { other } else { one }
+}
