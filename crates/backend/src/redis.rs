@@ -1,7 +1,7 @@
 //! The Redis substrate: locks on one Redis (6.2 or later) or Valkey primary, with no modules.
 //!
-//! - [`keys`] is the key rule, [`scripts`] the transitions in Lua, [`client`] the one command
-//!   connection, [`errors`] what an error of the store means.
+//! - [`keys`] is the key rule, [`scripts`] the transitions in Lua, [`config`] and [`client`] the
+//!   one command connection, [`errors`] what an error of the store means.
 //! - [`RedisLocks`] serves applications; a tenant's ACL user suffices for it.
 //! - [`RedisAdmin`] is the operator's: probe, library, epoch marker, users, purge. [`LocalEpoch`]
 //!   stands in for the operator where there is none.
@@ -10,6 +10,7 @@
 
 pub mod admin;
 pub mod client;
+pub mod config;
 pub mod epoch;
 pub mod errors;
 pub mod keys;
@@ -20,6 +21,6 @@ pub mod scripts;
 pub mod users;
 
 pub use admin::{Probe, RedisAdmin};
-pub use client::{Credentials, RedisConfig};
+pub use config::{CredentialSource, Credentials, RedisConfig};
 pub use epoch::{KnownEpoch, LocalEpoch};
 pub use lock::RedisLocks;

@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use holdfast_core::{BackendError, ClassName, Kind};
 
 use super::{
-    client::{Client, RedisConfig, library_load},
+    client::{Client, library_load},
+    config::RedisConfig,
     keys,
     scripts::Scripts,
 };

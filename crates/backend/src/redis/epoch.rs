@@ -15,7 +15,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     admin::{replication_field, section},
-    client::{Client, RedisConfig},
+    client::Client,
+    config::RedisConfig,
     keys,
 };
 

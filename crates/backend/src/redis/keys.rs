@@ -194,10 +194,11 @@ mod tests {
 
         #[test]
         fn the_parts_of_an_object_share_one_slot_that_no_input_can_choose(at in addresses()) {
-            for name in names(&at) {
-                let tag = hash_tag(&name);
+            let names = names(&at);
+            for name in &names {
+                let tag = hash_tag(name);
                 prop_assert!(tag.starts_with(&format!("lock/{}/", at.class)), "{name}");
-                prop_assert_eq!(tag, hash_tag(&names(&at)[0]));
+                prop_assert_eq!(tag, hash_tag(&names[0]));
                 prop_assert_eq!(name.matches(['{', '}']).count(), 2);
             }
         }

@@ -22,7 +22,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    client::{Client, RedisConfig},
+    client::Client,
+    config::RedisConfig,
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
     pushes::{Listener, PushCounts},

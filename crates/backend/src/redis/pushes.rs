@@ -23,7 +23,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
-use super::{client::RedisConfig, errors};
+use super::{config::RedisConfig, errors};
 use crate::hub::Hub;
 
 /// How often a silent connection is tried, since the other end may be gone without a word.

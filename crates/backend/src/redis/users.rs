@@ -81,10 +81,11 @@ impl RedisAdmin {
         self.client.run::<u64>(redis::cmd("ACL").arg("DELUSER").arg(username)).await.map(drop)
     }
 
+    /// Whether the store has Functions. One that has can also tell reading a key from writing it.
     async fn has_functions(&self) -> Result<bool, BackendError> {
-        let version = self.probe().await?;
-        let major = version.version.split('.').next().and_then(|text| text.parse::<u32>().ok());
-        Ok(version.valkey || major.is_some_and(|major| major >= 7))
+        let mut command = redis::cmd("COMMAND");
+        let found: Vec<redis::Value> = self.client.run(command.arg("INFO").arg("FCALL")).await?;
+        Ok(found.iter().any(|entry| *entry != redis::Value::Nil))
     }
 }
 

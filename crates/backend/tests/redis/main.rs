@@ -1,11 +1,13 @@
 //! What only a Redis can do wrong. Each test has a redis-server of its own.
 #![cfg(feature = "redis")]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod differential;
 mod epochs;
 mod failures;
 mod fixture;
 mod handover;
+mod model;
 #[path = "../support/redis.rs"]
 mod server;
 mod tenants;

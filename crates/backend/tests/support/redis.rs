@@ -1,6 +1,7 @@
 //! A real redis-server on a free port, in a directory of its own; both end with the value.
 
 use std::{
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -58,6 +59,16 @@ impl RedisServer {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
+    /// Which process answers on the port: a server of another test may have been faster.
+    fn process_id(&self) -> Option<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+        stream.write_all(b"INFO server\r\nQUIT\r\n").ok()?;
+        let mut info = String::new();
+        stream.read_to_string(&mut info).ok()?;
+        info.lines().find_map(|line| line.strip_prefix("process_id:")).map(str::to_owned)
+    }
+
     /// Whether it came up.
     fn run(&mut self) -> bool {
         let mut command = Command::new("redis-server");
@@ -71,7 +82,7 @@ impl RedisServer {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
-            if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            if self.process_id().is_some_and(|id| id == child.id().to_string()) {
                 self.child = Some(child);
                 return true;
             }

@@ -1,0 +1,242 @@
+//! The model that the Lua is held against: random histories of core's `LockState`, and what a caller
+//! sees of each step.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_core::{
+    Fence, HoldId, Holder, SessionId,
+    lock::{
+        Acquire, Attempt, Beat, Fairness, Grant, HolderView, LockConfig, LockView, Release,
+        Renewal,
+        state::{Acquired, Held, LockState, Offer},
+    },
+    queue::Ticket,
+};
+use proptest::prelude::*;
+
+use crate::fixture::mk_config;
+
+/// The epoch that histories run in.
+const EPOCH: u64 = 1;
+/// Steps of a history.
+pub const STEPS: usize = 60;
+
+#[derive(Clone, Debug)]
+pub enum Op {
+    Acquire { hold: u8, enqueue: bool, max_hold_ms: u64 },
+    Renew { hold: u8, ttl_ms: u64 },
+    Release { hold: u8 },
+    Cancel { hold: u8 },
+    Beat { session: u8 },
+    ForceRelease,
+}
+
+/// An operation, the time that passes before it, and the class it is sent with.
+pub type Step = (Op, i64, u8);
+
+#[derive(Clone, Debug)]
+pub struct History {
+    pub start_ms: u64,
+    pub classes: Vec<LockConfig>,
+    pub steps: Vec<Step>,
+}
+
+/// What a caller sees of an operation.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    Attempt(Attempt),
+    Renewal(Renewal),
+    Release(Release),
+    Cancelled,
+    Beat(Beat),
+    Forced(Option<HolderView>),
+}
+
+pub fn ops() -> impl Strategy<Value = Op> {
+    let hold = 0u8..7;
+    prop_oneof![
+        6 => (hold.clone(), any::<bool>(), prop_oneof![3 => Just(0u64), 1 => 1u64..3_000])
+            .prop_map(|(hold, enqueue, max_hold_ms)| Op::Acquire { hold, enqueue, max_hold_ms }),
+        3 => (hold.clone(), 1u64..3_000).prop_map(|(hold, ttl_ms)| Op::Renew { hold, ttl_ms }),
+        4 => hold.clone().prop_map(|hold| Op::Release { hold }),
+        1 => hold.prop_map(|hold| Op::Cancel { hold }),
+        3 => (0u8..3).prop_map(|session| Op::Beat { session }),
+        1 => Just(Op::ForceRelease),
+    ]
+}
+
+pub fn classes() -> impl Strategy<Value = LockConfig> {
+    let delays = || prop_oneof![2 => Just(0u64), 1 => 1u64..1_500];
+    (1i64..4, 300u64..3_000, delays(), delays(), 0u32..5, any::<bool>(), 0u64..4_000).prop_map(
+        |(generation, ttl_ms, min_hold_ms, lock_delay_ms, max_waiters, fifo, floor)| LockConfig {
+            generation,
+            ttl_ms,
+            min_hold_ms,
+            lock_delay_ms,
+            max_waiters,
+            fairness: if fifo { Fairness::Fifo } else { Fairness::None },
+            // Now and then a floor ahead of the clock; see `run`.
+            fence_floor: Fence::new(floor),
+            ..(*mk_config()).clone()
+        },
+    )
+}
+
+pub fn histories() -> impl Strategy<Value = History> {
+    // Beyond 2^31, today, and close to the largest sequence there can be.
+    let starts =
+        prop_oneof![Just(5_000_000_000u64), Just(1_795_434_121_145), Just((1 << 42) - 9_000_000)];
+    let passes = prop_oneof![6 => 0i64..200, 3 => 0i64..2_000, 1 => -3_000i64..0];
+    let steps = prop::collection::vec((ops(), passes, 0u8..3), STEPS);
+    (starts, prop::collection::vec(classes(), 3), steps).prop_map(
+        |(start_ms, mut classes, steps)| {
+            for class in &mut classes {
+                let ahead = class.fence_floor.get();
+                let floor = if ahead > 3_000 { start_ms + ahead } else { 0 };
+                class.fence_floor = Fence::new(floor);
+            }
+            History { start_ms, classes, steps }
+        },
+    )
+}
+
+impl Outcome {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Outcome::Attempt(Attempt::Granted(_)) => "granted",
+            Outcome::Attempt(Attempt::Queued { .. }) => "queued",
+            Outcome::Attempt(Attempt::Locked { .. }) => "locked",
+            Outcome::Attempt(Attempt::QueueFull { .. }) => "queue full",
+            Outcome::Attempt(Attempt::Cancelled) => "refused as cancelled",
+            Outcome::Renewal(Renewal::Renewed { .. }) => "renewed",
+            Outcome::Renewal(Renewal::Lost) => "lost",
+            Outcome::Release(Release::Released) => "released",
+            Outcome::Release(Release::NotHeld) => "not held",
+            Outcome::Cancelled => "cancelled",
+            Outcome::Beat(Beat { offered: Some(_), .. }) => "offered",
+            Outcome::Beat(Beat { tickets: 1.., .. }) => "waiting",
+            Outcome::Beat(_) => "not waiting",
+            Outcome::Forced(Some(_)) => "forced",
+            Outcome::Forced(None) => "not forced",
+        }
+    }
+}
+
+pub fn hold_id(n: u8) -> HoldId {
+    HoldId::new(format!("hold{n}")).unwrap()
+}
+
+pub fn session_id(n: u8) -> SessionId {
+    SessionId::new(format!("session{n}")).unwrap()
+}
+
+pub fn mk_fence(seq: u64) -> Fence {
+    Fence::compose(EPOCH, seq).unwrap()
+}
+
+pub fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool) -> Grant {
+    Grant { fence: mk_fence(seq), ttl: Duration::from_millis(ttl_ms), claimed }
+}
+
+pub fn mk_holder(held: &Held, now_ms: u64) -> HolderView {
+    HolderView {
+        holder: held.holder.clone(),
+        fence: mk_fence(held.seq),
+        ttl: Duration::from_millis(held.expires_ms - now_ms),
+        held_for: Duration::from_millis(now_ms - held.since_ms),
+    }
+}
+
+pub fn mk_request(config: &LockConfig, hold: u8, enqueue: bool, max_hold_ms: u64) -> Acquire {
+    Acquire {
+        config: Arc::new(config.clone()),
+        hold: hold_id(hold),
+        session: session_id(hold % 3),
+        holder: Holder::new(format!("pod-{hold}-é")).unwrap(),
+        ttl: Duration::from_millis(config.ttl_ms),
+        max_hold: Duration::from_millis(max_hold_ms),
+        enqueue,
+    }
+}
+
+/// One step of the model.
+pub fn model_step(
+    state: &mut LockState,
+    now_ms: u64,
+    seen_ms: u64,
+    config: &LockConfig,
+    op: &Op,
+) -> (Outcome, Vec<String>) {
+    let policy = config.policy();
+    let mut lost = Vec::new();
+    let (outcome, offer): (Outcome, Option<Offer>) = match op {
+        Op::Acquire { hold, enqueue, max_hold_ms } => {
+            let request = mk_request(config, *hold, *enqueue, *max_hold_ms);
+            let want = Ticket {
+                hold: request.hold,
+                session: request.session,
+                holder: request.holder,
+                ttl_ms: config.ttl_ms,
+                max_hold_ms: *max_hold_ms,
+            };
+            let (acquired, offer) = state.acquire(now_ms, seen_ms, policy, want, *enqueue);
+            let attempt = match acquired {
+                Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
+                Acquired::Queued(position) => Attempt::Queued { position },
+                Acquired::Locked { retry_after_ms, waiters } => {
+                    let retry_after = Duration::from_millis(retry_after_ms);
+                    Attempt::Locked { retry_after, waiters }
+                }
+                Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
+                Acquired::Cancelled => Attempt::Cancelled,
+            };
+            (Outcome::Attempt(attempt), offer)
+        }
+        Op::Renew { hold, ttl_ms } => {
+            let (left, offer) = state.renew(now_ms, seen_ms, policy, &hold_id(*hold), *ttl_ms);
+            let renewed = |ms| Renewal::Renewed { ttl: Duration::from_millis(ms) };
+            (Outcome::Renewal(left.map_or(Renewal::Lost, renewed)), offer)
+        }
+        Op::Release { hold } => {
+            let (held, offer) = state.release(now_ms, seen_ms, policy, &hold_id(*hold));
+            (Outcome::Release(if held { Release::Released } else { Release::NotHeld }), offer)
+        }
+        Op::Cancel { hold } => {
+            let offer = state.cancel(now_ms, seen_ms, policy, &hold_id(*hold), config.ttl_ms);
+            (Outcome::Cancelled, offer)
+        }
+        Op::Beat { session } => {
+            let (beaten, offer) = state.beat(now_ms, seen_ms, policy, &session_id(*session));
+            let beat = Beat {
+                offered: beaten.offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))),
+                tickets: beaten.tickets,
+                next: Duration::from_millis(beaten.next_ms),
+                // A key without any grant has no epoch either.
+                last_fence: if beaten.seq == 0 { Fence::new(0) } else { mk_fence(beaten.seq) },
+            };
+            (Outcome::Beat(beat), offer)
+        }
+        Op::ForceRelease => {
+            let (held, offer) = state.force_release(now_ms, seen_ms, policy);
+            lost.extend(
+                held.iter().map(|held| format!("hf:shop:s:{} l {}\n", held.session, held.hold)),
+            );
+            (Outcome::Forced(held.map(|held| mk_holder(&held, seen_ms))), offer)
+        }
+    };
+    lost.extend(offer.map(|offer| {
+        let Offer { session, hold, seq, ttl_ms } = offer;
+        format!("hf:shop:s:{session} g {hold} {seq} {ttl_ms} {EPOCH}\n")
+    }));
+    (outcome, lost)
+}
+
+pub fn model_view(state: &LockState, seen_ms: u64) -> LockView {
+    let (held, queue, seq) = state.view(seen_ms);
+    LockView {
+        holder: held.map(|held| mk_holder(held, seen_ms)),
+        waiters: queue.len() as u32,
+        queue: queue.iter().take(10).map(|ticket| ticket.holder.clone()).collect(),
+        last_fence: (seq > 0).then(|| mk_fence(seq)),
+    }
+}
