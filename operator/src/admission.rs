@@ -13,9 +13,11 @@ use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use args::WebhookArgs;
 pub use inject::InjectSettings;
 pub use metrics::Metrics;
 
+pub mod args;
 pub mod certs;
 pub mod inject;
 pub mod metrics;
