@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 pub use hold::{HoldEvent, HoldEventKind, HoldInfo, HoldState};
 pub use lock::{
     AcquireRequest, AcquireResponse, Bind, ForceReleaseRequest, ForceReleaseResponse,
-    HolderResponse, LockState, ReleaseRequest, ReleaseResponse, Renew, RenewRequest, RenewResponse,
+    HolderResponse, LockQuery, LockState, ReleaseRequest, ReleaseResponse, Renew, RenewRequest,
+    RenewResponse,
 };
 pub use problem::{Code, Problem};
 

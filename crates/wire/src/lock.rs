@@ -147,6 +147,16 @@ pub struct ForceReleaseResponse {
     pub taken_from: Option<HolderResponse>,
 }
 
+/// Which key `GET /v1/locks/{name}` is about.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct LockQuery {
+    /// The key; the class's one key when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
 /// `GET /v1/locks/{name}`: stale the moment it is read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]

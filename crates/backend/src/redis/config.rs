@@ -94,6 +94,13 @@ impl RedisConfig {
         self
     }
 
+    /// With a database of this number.
+    #[must_use]
+    pub fn with_database(mut self, number: i64) -> Self {
+        self.db = number;
+        self
+    }
+
     /// With credentials that are read before every connection.
     #[must_use]
     pub fn with_credentials(mut self, source: CredentialSource) -> Self {
@@ -120,6 +127,8 @@ impl RedisConfig {
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
         let is_tls = matches!(self.addr, ConnectionAddr::TcpTls { .. });
         let client = if is_tls {
+            // Whoever has chosen a provider for the process keeps it.
+            let _ = rustls::crypto::ring::default_provider().install_default();
             let certs = TlsCertificates { client_tls: None, root_cert: self.ca_pem.clone() };
             redis::Client::build_with_tls(info, certs)
         } else {

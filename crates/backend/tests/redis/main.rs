@@ -11,3 +11,4 @@ mod model;
 #[path = "../support/redis.rs"]
 mod server;
 mod tenants;
+mod tls;

@@ -17,7 +17,7 @@
 --   ' <hold> <session> <since> <expires> <ttl> <max hold> <claimed> <holder>'.
 -- The policy: '<generation>:<min hold>:<lock delay>:<max waiters>:<beat>:<1 = fifo>:<fence floor>'.
 --
--- Numbers are integers below 2^53, because Lua's are doubles; text of them is made by int() only.
+-- Numbers are integers below 2^53, because Lua's are doubles; text of them is made by '%.0f' only.
 
 local BEATS_TO_LIVE, REAP_AT_ONCE, TOMB_FACTOR = 3, 32, 2
 
@@ -25,14 +25,23 @@ local function int(number)
   return string.format('%.0f', number)
 end
 
+-- A store sees few policies many times: a Function keeps what it has parsed (a script, which starts
+-- anew every time, does not).
+local policies, policies_kept = {}, 0
+
 local function parse_policy(token)
+  local known = policies[token]
+  if known then return known end
   local generation, min_hold, lock_delay, max_waiters, beat, fifo, floor = string.match(
     token, '^(%d+):(%d+):(%d+):(%d+):(%d+):(%d):(%d+)$')
-  return {
+  local policy = {
     token = token, generation = tonumber(generation), min_hold = tonumber(min_hold),
     lock_delay = tonumber(lock_delay), max_waiters = tonumber(max_waiters),
     beat = tonumber(beat), fifo = fifo == '1', floor = tonumber(floor),
   }
+  if policies_kept >= 1000 then policies, policies_kept = {}, 0 end
+  policies[token], policies_kept = policy, policies_kept + 1
+  return policy
 end
 
 local function parse_record(record)
@@ -95,13 +104,12 @@ local function begin(KEYS, ARGV)
 end
 
 local function save(st)
-  local record = int(st.now) .. ' ' .. int(st.epoch) .. ' ' .. int(st.seq) .. ' '
-    .. int(st.free_at) .. ' ' .. int(st.waiters) .. ' ' .. st.policy.token
-  local held = st.held
+  local record, held = string.format('%.0f %.0f %.0f %.0f %.0f %s',
+    st.now, st.epoch, st.seq, st.free_at, st.waiters, st.policy.token), st.held
   if held then
-    record = record .. ' ' .. held.hold .. ' ' .. held.session .. ' ' .. int(held.since) .. ' '
-      .. int(held.expires) .. ' ' .. int(held.ttl) .. ' ' .. int(held.max_hold) .. ' '
-      .. held.claimed .. ' ' .. held.holder
+    record = record .. string.format(' %s %s %.0f %.0f %.0f %.0f %s %s',
+      held.hold, held.session, held.since, held.expires, held.ttl, held.max_hold,
+      held.claimed, held.holder)
   end
   redis.call('SET', st.keys[1], record)
 end
