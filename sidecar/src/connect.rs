@@ -1,0 +1,179 @@
+//! Clients of backends: made when a bundle first names one, kept while it says the same of it.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
+use holdfast_backend::{
+    hub::Hub,
+    lease::{LeaseClient, LeaseLocks},
+    memory::MemoryLocks,
+    redis::{CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks},
+    waiter::LockClient,
+};
+use holdfast_core::{Clock, SessionId, Substrate, lock::LockBackend};
+use tokio::sync::watch;
+
+use crate::snapshot::Connect;
+
+/// Makes clients for one session.
+pub struct Backends {
+    namespace: Arc<str>,
+    session: SessionId,
+    hub: Arc<Hub>,
+    clock: Arc<dyn Clock>,
+    leases: Option<LeaseClient>,
+    credentials: Option<PathBuf>,
+    made: Mutex<HashMap<String, Made>>,
+}
+
+/// A client, and what it was made from.
+struct Made {
+    substrate: Substrate,
+    redis: Option<RedisAddress>,
+    epoch: Option<watch::Sender<Option<KnownEpoch>>>,
+    locks: Arc<LockClient>,
+}
+
+impl Backends {
+    /// No clients yet. Without `leases` there is no API server to reach; `credentials` is where the
+    /// Redis credentials of the namespace are mounted.
+    pub fn new(
+        namespace: Arc<str>,
+        session: SessionId,
+        hub: Arc<Hub>,
+        clock: Arc<dyn Clock>,
+        leases: Option<LeaseClient>,
+        credentials: Option<PathBuf>,
+    ) -> Self {
+        let made = Mutex::default();
+        Backends { namespace, session, hub, clock, leases, credentials, made }
+    }
+
+    /// Keeps the epoch by this process itself: for a Redis that no operator looks after. The client
+    /// is used for every class whose backend has this name.
+    ///
+    /// # Errors
+    /// A sentence, when the URL cannot be used.
+    pub fn adopt_redis(
+        &self,
+        name: &str,
+        url: &str,
+        quarantine: Duration,
+    ) -> Result<LocalEpoch, String> {
+        let config = RedisConfig::from_url(url)?;
+        let epoch = LocalEpoch::start(config.clone(), &self.namespace, quarantine)
+            .map_err(|error| error.to_string())?;
+        let locks = self.redis(config, epoch.known())?;
+        let made = Made { substrate: Substrate::Redis, redis: None, epoch: None, locks };
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
+        Ok(epoch)
+    }
+
+    fn client(&self, backend: Arc<dyn LockBackend>) -> Arc<LockClient> {
+        LockClient::new(backend, self.hub.clone(), self.clock.clone(), self.session.clone())
+    }
+
+    fn redis(
+        &self,
+        config: RedisConfig,
+        epoch: watch::Receiver<Option<KnownEpoch>>,
+    ) -> Result<Arc<LockClient>, String> {
+        let (session, hub) = (self.session.clone(), self.hub.clone());
+        let locks = RedisLocks::connect(config, &self.namespace, session, hub, epoch)
+            .map_err(|error| error.to_string())?;
+        Ok(self.client(locks))
+    }
+
+    fn make(&self, name: &str, backend: &BundleBackend) -> Result<Made, String> {
+        let (mut sender, redis) = (None, backend.redis.clone());
+        let locks = match backend.substrate {
+            Substrate::Memory => {
+                self.client(MemoryLocks::new(self.hub.clone(), self.clock.clone()))
+            }
+            Substrate::Lease => {
+                let leases = self.leases.clone();
+                let leases = leases.ok_or("there is no API server to reach from here")?;
+                self.client(LeaseLocks::new(leases, self.hub.clone(), self.clock.clone()))
+            }
+            Substrate::Redis => {
+                let address =
+                    backend.redis.as_ref().ok_or("the bundle does not say where it is")?;
+                let source = self.credentials.as_ref().map(|dir| read_credentials(dir, name));
+                let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
+                sender = Some(known);
+                self.redis(mk_config(address, source)?, receiver)?
+            }
+        };
+        Ok(Made { substrate: backend.substrate, redis, epoch: sender, locks })
+    }
+}
+
+impl Connect for Backends {
+    fn locks(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        match made.get(name) {
+            Some(there) if there.substrate == backend.substrate && there.redis == backend.redis => {
+                if let Some(sender) = &there.epoch {
+                    sender.send_if_modified(|known| {
+                        let next = mk_epoch(backend.epoch.as_ref());
+                        let changed = *known != next;
+                        *known = next;
+                        changed
+                    });
+                }
+                Ok(there.locks.clone())
+            }
+            // Another address: holds of the old client keep it until they end.
+            _ => {
+                let there = self.make(name, backend)?;
+                let locks = there.locks.clone();
+                made.insert(name.into(), there);
+                Ok(locks)
+            }
+        }
+    }
+}
+
+fn mk_epoch(epoch: Option<&Epoch>) -> Option<KnownEpoch> {
+    epoch.map(|epoch| KnownEpoch {
+        number: epoch.number,
+        replid: epoch.replid.clone(),
+        open: epoch.open,
+    })
+}
+
+fn mk_config(
+    address: &RedisAddress,
+    credentials: Option<CredentialSource>,
+) -> Result<RedisConfig, String> {
+    let first = address.addresses.first().ok_or("the bundle names no address of it")?;
+    let mut config = RedisConfig::new(first)?.with_database(address.database);
+    if address.tls {
+        config = config.with_tls(address.ca.clone().map(String::into_bytes));
+    }
+    Ok(match credentials {
+        Some(source) => config.with_credentials(source),
+        None => config,
+    })
+}
+
+/// Reads `<backend>.username` and `<backend>.password` before each connection: the kubelet replaces
+/// the files when the operator rotates them.
+fn read_credentials(dir: &Path, backend: &str) -> CredentialSource {
+    let file = |part: &str| dir.join(format!("{backend}.{part}"));
+    let (username, password) = (file("username"), file("password"));
+    Arc::new(move || {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|error| {
+                let why = "the operator has not provided the credentials yet";
+                format!("{why} ({}: {error})", path.display())
+            })
+        };
+        Ok(Credentials { username: Some(read(&username)?), password: Some(read(&password)?) })
+    })
+}

@@ -1,0 +1,462 @@
+//! The live holds of this pod: kept alive as long as the app lives, and ended in time.
+//!
+//! Each hold has a [`life::Life`], a timetable that is a function of stamps; all of them share one
+//! [`keeper`] task, one table of timers and one channel of pushes, so that ten thousand holds are a
+//! table and not ten thousand tasks. Whoever looks at a hold whose deadline has passed ends it: a
+//! late timer cannot make a hold look alive.
+//!
+//! Invariant: a hold is in `live` or in `ended`, and every live one has exactly one timer.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use holdfast_backend::{
+    hub::{Diverted, Inbox},
+    waiter::HeldLock,
+};
+use holdfast_core::{Address, Clock, Fence, HoldId, Stamp};
+use holdfast_wire::{HoldEvent, HoldEventKind, HoldState};
+use tokio::sync::{Notify, broadcast};
+
+use crate::{
+    liveness::{Bound, Observed, Verdict},
+    snapshot::LockClass,
+};
+
+pub mod ended;
+pub mod journal;
+pub mod keeper;
+pub mod life;
+
+use ended::{End, Ended};
+use life::Life;
+
+/// Holds that may live at once.
+pub const MAX_HOLDS: usize = 32_768;
+/// Events that a slow reader may be behind; a hold has few.
+const EVENTS: usize = 16;
+
+/// The holds of one process.
+pub struct Holds {
+    table: Mutex<Table>,
+    /// Something is due earlier than the keeper knows.
+    wake: Notify,
+    /// Something changed that a journal should know.
+    changed: Notify,
+    /// A hold that is bound to containers was added.
+    bound_to_container: Notify,
+    journaled: AtomicBool,
+    pushes: Diverted,
+    clock: Arc<dyn Clock>,
+}
+
+struct Table {
+    live: HashMap<HoldId, Hold>,
+    ended: Ended,
+    timers: BTreeSet<(u64, HoldId)>,
+    /// When the keeper looks again, boot time.
+    planned_ns: u64,
+    in_containers: usize,
+}
+
+struct Hold {
+    class: Arc<LockClass>,
+    at: Address,
+    fence: Fence,
+    max_hold: Duration,
+    manual: bool,
+    granted: Stamp,
+    life: Life,
+    bound: Bound,
+    /// The timer's key in `Table::timers`.
+    due_ns: u64,
+    releasing: bool,
+    events: Option<broadcast::Sender<HoldEvent>>,
+    /// Kept for the pushes, and so that a retry of the same request that is given up does not take
+    /// the hold with it.
+    _inbox: Inbox,
+}
+
+/// A hold to be added.
+pub struct NewHold {
+    /// Its class.
+    pub class: Arc<LockClass>,
+    /// What it holds.
+    pub at: Address,
+    /// As it was acquired.
+    pub held: HeldLock,
+    /// What each renewal asks for.
+    pub ttl: Duration,
+    /// The longest it may last; zero for no bound.
+    pub max_hold: Duration,
+    /// What automatic renewal is bound to; `None` when the caller renews.
+    pub bound: Option<Bound>,
+}
+
+/// A hold as it stands.
+#[derive(Clone)]
+pub struct View {
+    /// Its name.
+    pub hold: HoldId,
+    /// Its class.
+    pub class: Arc<LockClass>,
+    /// What it holds.
+    pub at: Address,
+    /// Its fencing token.
+    pub fence: Fence,
+    /// What the store granted last.
+    pub ttl: Duration,
+    /// What a renewal asks for.
+    pub asked: Duration,
+    /// How it stands.
+    pub state: HoldState,
+    /// How much longer it may be trusted.
+    pub left: Duration,
+    /// When that is over, boot time.
+    pub deadline_boot_ns: u64,
+}
+
+/// What is known of a hold that somebody names.
+pub enum Found {
+    /// It is live.
+    Live(View),
+    /// It has ended.
+    Ended(End),
+    /// It was never here, or ended long ago.
+    Unknown,
+}
+
+impl Holds {
+    /// No holds; pushes of future ones go to `pushes`, whose other end the keeper has.
+    pub fn new(clock: Arc<dyn Clock>, pushes: Diverted) -> Arc<Self> {
+        Arc::new(Holds {
+            table: Mutex::new(Table {
+                live: HashMap::new(),
+                ended: Ended::default(),
+                timers: BTreeSet::new(),
+                planned_ns: u64::MAX,
+                in_containers: 0,
+            }),
+            wake: Notify::new(),
+            changed: Notify::new(),
+            bound_to_container: Notify::new(),
+            journaled: AtomicBool::new(false),
+            pushes,
+            clock,
+        })
+    }
+
+    /// Adds a hold. A retry of the same request finds the one that is there.
+    ///
+    /// # Errors
+    /// How it ended, if it has already.
+    pub fn insert(&self, new: NewHold) -> Result<View, End> {
+        let now = self.clock.now();
+        let hold = new.held.inbox.hold().clone();
+        let mut table = self.table();
+        if let Some(end) = table.ended.get(&hold) {
+            return Err(end);
+        }
+        if let Some(there) = table.live.get_mut(&hold) {
+            if new.held.deadline.boot_ns() > there.life.deadline().boot_ns() {
+                there.life.renewed(new.held.deadline.since(), new.held.ttl);
+            }
+        } else {
+            table.add(hold.clone(), new, now);
+        }
+        self.reschedule(&mut table, &hold);
+        let view = table.live.get(&hold).map(|there| there.view(&hold, now));
+        if let Some(there) = table.live.get(&hold) {
+            there._inbox.divert(&self.pushes);
+            if matches!(there.bound, Bound::Container { .. }) {
+                self.bound_to_container.notify_one();
+            }
+        }
+        self.note_change();
+        // It was added just above.
+        view.ok_or(End::Expired)
+    }
+
+    /// What is known of a hold. One whose deadline has passed is ended by being looked at.
+    pub fn find(&self, hold: &HoldId) -> Found {
+        let now = self.clock.now();
+        let mut table = self.table();
+        let Some(there) = table.live.get(hold) else {
+            return table.ended.get(hold).map_or(Found::Unknown, Found::Ended);
+        };
+        if there.life.deadline().passed(now) {
+            self.end_in(&mut table, hold, End::Expired, now);
+            return Found::Ended(End::Expired);
+        }
+        Found::Live(there.view(hold, now))
+    }
+
+    /// The holds that live now.
+    pub fn live(&self) -> Vec<View> {
+        let now = self.clock.now();
+        self.table().live.iter().map(|(hold, there)| there.view(hold, now)).collect()
+    }
+
+    /// How many live now.
+    pub fn count(&self) -> usize {
+        self.table().live.len()
+    }
+
+    /// A renewal that the caller asked for succeeded; `None` when the hold is not trusted any more.
+    pub fn renewed(&self, hold: &HoldId, sent: Stamp, granted: Duration) -> Option<View> {
+        let now = self.clock.now();
+        let mut table = self.table();
+        let there = table.live.get_mut(hold)?;
+        if there.life.deadline().passed(now) {
+            self.end_in(&mut table, hold, End::Expired, now);
+            return None;
+        }
+        if there.life.renewed(sent, granted) {
+            there.tell(hold, HoldEventKind::Granted, now);
+        }
+        self.reschedule(&mut table, hold);
+        let view = table.live.get(hold).map(|there| there.view(hold, now));
+        drop(table);
+        self.note_change();
+        view
+    }
+
+    /// The app gave a sign of life. Returns the hold as it stands.
+    pub fn beat(&self, hold: &HoldId) -> Found {
+        let now = self.clock.now();
+        if let Some(there) = self.table().live.get_mut(hold)
+            && !there.life.deadline().passed(now)
+            && there.bound.beat(now)
+        {
+            there.life.resume(now);
+        }
+        self.poke(hold);
+        self.find(hold)
+    }
+
+    /// The app has said that it is done with a hold: no more renewals, whatever comes next.
+    pub fn releasing(&self, hold: &HoldId) {
+        let mut table = self.table();
+        if let Some(there) = table.live.get_mut(hold) {
+            there.releasing = true;
+            there.life.stop_renewing();
+        }
+        self.reschedule(&mut table, hold);
+    }
+
+    /// Ends a hold, and tells who listens. The first end counts.
+    pub fn end(&self, hold: &HoldId, end: End) {
+        let now = self.clock.now();
+        self.end_in(&mut self.table(), hold, end, now);
+    }
+
+    /// Remembers a request that its caller gave up.
+    pub fn given_up(&self, hold: HoldId) {
+        self.table().ended.note(hold, End::GivenUp);
+    }
+
+    /// Subscribes to a hold's events: how it stands, and what comes. Counts as an open stream until
+    /// the subscription is dropped.
+    ///
+    /// # Errors
+    /// What is known of a hold that is not live.
+    pub fn subscribe(self: &Arc<Self>, hold: &HoldId) -> Result<Subscription, Found> {
+        let view = match self.find(hold) {
+            Found::Live(view) => view,
+            other => return Err(other),
+        };
+        let now = self.clock.now();
+        let mut table = self.table();
+        let Some(there) = table.live.get_mut(hold) else { return Err(Found::Unknown) };
+        let events = there.events.get_or_insert_with(|| broadcast::channel(EVENTS).0).subscribe();
+        there.bound.opened();
+        there.life.resume(now);
+        self.reschedule(&mut table, hold);
+        drop(table);
+        let first = match view.state {
+            HoldState::Held => HoldEventKind::Granted,
+            HoldState::Suspended => HoldEventKind::Suspended,
+        };
+        let first = mk_event(hold, view.fence, first, view.left);
+        Ok(Subscription { holds: self.clone(), hold: hold.clone(), ttl: view.ttl, first, events })
+    }
+
+    /// Judges every hold that is bound to containers by those that run now. Returns the holds whose
+    /// containers are known to have ended: they are lost, and may be released.
+    pub fn observe(&self, containers: &Observed) -> Vec<View> {
+        let now = self.clock.now();
+        let mut table = self.table();
+        let mut ended = Vec::new();
+        for (hold, there) in &mut table.live {
+            match there.bound.judge(containers) {
+                Verdict::Same => {}
+                Verdict::Doubtful => {
+                    tracing::info!(at = %there.at, "a container restarted: the hold runs out");
+                    there.life.stop_renewing();
+                }
+                Verdict::Ended => ended.push(there.view(hold, now)),
+            }
+        }
+        for view in &ended {
+            self.end_in(&mut table, &view.hold, End::AppEnded, now);
+        }
+        ended
+    }
+
+    /// Whether any live hold is bound to containers.
+    pub fn any_in_containers(&self) -> bool {
+        self.table().in_containers > 0
+    }
+
+    /// Waits until a hold that is bound to containers is added.
+    pub async fn container_wanted(&self) {
+        while !self.any_in_containers() {
+            self.bound_to_container.notified().await;
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_in(&self, table: &mut Table, hold: &HoldId, end: End, now: Stamp) {
+        let Some(there) = table.live.remove(hold) else { return };
+        table.timers.remove(&(there.due_ns, hold.clone()));
+        table.in_containers -= usize::from(matches!(there.bound, Bound::Container { .. }));
+        table.ended.note(hold.clone(), end);
+        let metrics = &there.class.metrics;
+        metrics.live.dec();
+        metrics.hold.observe(now.since(there.granted).as_secs_f64());
+        let kind = match end {
+            End::Released => {
+                metrics.released.inc();
+                HoldEventKind::Released
+            }
+            End::Expired | End::Forced | End::AppEnded | End::GivenUp => {
+                metrics.lost.inc();
+                tracing::warn!(at = %there.at, fence = %there.fence, ?end, "a hold was lost");
+                HoldEventKind::Lost
+            }
+        };
+        there.tell(hold, kind, now);
+        self.note_change();
+    }
+
+    /// Puts a hold's timer where its life says.
+    fn reschedule(&self, table: &mut Table, hold: &HoldId) {
+        if table.set_timer(hold) < table.planned_ns {
+            self.wake.notify_one();
+        }
+    }
+
+    fn poke(&self, hold: &HoldId) {
+        self.reschedule(&mut self.table(), hold);
+    }
+
+    fn note_change(&self) {
+        if self.journaled.load(Relaxed) {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Table {
+    fn add(&mut self, hold: HoldId, new: NewHold, now: Stamp) {
+        let NewHold { class, at, held, ttl, max_hold, bound } = new;
+        let manual = bound.is_none();
+        let bound = bound.unwrap_or(Bound::Process);
+        class.metrics.live.inc();
+        self.in_containers += usize::from(matches!(bound, Bound::Container { .. }));
+        let life = Life::new(ttl, held.ttl, held.deadline, held.claimed, !manual);
+        let entry = Hold {
+            class,
+            at,
+            fence: held.fence,
+            max_hold,
+            manual,
+            granted: now,
+            life,
+            bound,
+            due_ns: u64::MAX,
+            releasing: false,
+            events: None,
+            _inbox: held.inbox,
+        };
+        self.live.insert(hold, entry);
+    }
+
+    /// Returns when the hold is due.
+    fn set_timer(&mut self, hold: &HoldId) -> u64 {
+        let Some(there) = self.live.get_mut(hold) else { return u64::MAX };
+        let due_ns = there.life.due_ns();
+        if due_ns != there.due_ns {
+            self.timers.remove(&(there.due_ns, hold.clone()));
+            self.timers.insert((due_ns, hold.clone()));
+            there.due_ns = due_ns;
+        }
+        due_ns
+    }
+}
+
+impl Hold {
+    fn view(&self, hold: &HoldId, now: Stamp) -> View {
+        let deadline = self.life.deadline();
+        View {
+            hold: hold.clone(),
+            class: self.class.clone(),
+            at: self.at.clone(),
+            fence: self.fence,
+            ttl: self.life.granted(),
+            asked: self.life.asked(),
+            state: self.life.state(),
+            left: deadline.remaining(now),
+            deadline_boot_ns: deadline.boot_ns(),
+        }
+    }
+
+    fn tell(&self, hold: &HoldId, kind: HoldEventKind, now: Stamp) {
+        if let Some(events) = &self.events {
+            let left = match kind {
+                HoldEventKind::Granted | HoldEventKind::Suspended => {
+                    self.life.deadline().remaining(now)
+                }
+                HoldEventKind::Lost | HoldEventKind::Released => Duration::ZERO,
+            };
+            // Without listeners there is nobody to tell.
+            drop(events.send(mk_event(hold, self.fence, kind, left)));
+        }
+    }
+}
+
+fn mk_event(hold: &HoldId, fence: Fence, event: HoldEventKind, left: Duration) -> HoldEvent {
+    HoldEvent {
+        event,
+        hold_id: hold.to_string(),
+        fence: fence.to_string(),
+        hold_for_ms: left.as_millis() as u64,
+    }
+}
+
+/// An open event stream of a hold.
+pub struct Subscription {
+    holds: Arc<Holds>,
+    hold: HoldId,
+    /// What the store granted the hold for when the stream was opened.
+    pub ttl: Duration,
+    /// How it stood then.
+    pub first: HoldEvent,
+    /// What comes after.
+    pub events: broadcast::Receiver<HoldEvent>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let now = self.holds.clock.now();
+        if let Some(there) = self.holds.table().live.get_mut(&self.hold) {
+            there.bound.closed(now);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The routes of the localhost API, and their description: both from one declaration.
+//!
+//! Routes parse and answer; they have no rules.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use holdfast_core::Kind;
+use holdfast_wire::{Catalogue, Code, Status, headers};
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{error::Failure, service::Sidecar};
+
+pub mod fields;
+pub mod hold;
+pub mod lock;
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Holdfast sidecar",
+    description = "Coordination for the app of this pod, on localhost. Durations are numbers with \
+                   the unit in the name, fencing tokens are strings, errors are RFC 9457 problem \
+                   documents with a stable `code`. Every field of a POST may be a query parameter \
+                   instead of part of the JSON body."
+))]
+struct Api;
+
+/// All routes; with `page`, the status page at `/`.
+pub fn router(sidecar: Arc<Sidecar>, page: bool) -> Router {
+    let (router, json) = described();
+    let router = router
+        .with_state(sidecar)
+        .route("/openapi.json", get(move || async move { described_as(json) }))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
+    if page { router.route("/", get(status_page)) } else { router }
+}
+
+/// The OpenAPI document, as JSON.
+pub fn openapi() -> String {
+    described().1
+}
+
+fn described() -> (Router<Arc<Sidecar>>, String) {
+    let mut router = OpenApiRouter::with_openapi(Api::openapi())
+        .routes(routes!(catalogue))
+        .routes(routes!(status))
+        .merge(hold::routes());
+    for kind in Kind::ALL {
+        router = router.merge(match kind {
+            Kind::Lock => lock::routes(),
+        });
+    }
+    let (router, api) = router.split_for_parts();
+    // The document has string keys only, so it always has a JSON form.
+    (router, api.to_json().unwrap_or_default())
+}
+
+fn described_as(json: String) -> Response {
+    ([(CONTENT_TYPE, headers::JSON)], json).into_response()
+}
+
+/// What this pod may use.
+#[utoipa::path(get, path = "/v1", responses((status = 200, body = Catalogue)))]
+async fn catalogue(State(sidecar): State<Arc<Sidecar>>) -> axum::Json<Catalogue> {
+    axum::Json(sidecar.catalogue())
+}
+
+/// Every key that is held or waited for, where the backend can list them.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+async fn status(State(sidecar): State<Arc<Sidecar>>) -> axum::Json<Status> {
+    axum::Json(sidecar.status().await)
+}
+
+async fn status_page() -> axum::response::Html<&'static str> {
+    axum::response::Html(include_str!("routes/page.html"))
+}
+
+async fn not_found() -> Failure {
+    let why = "there is no such route; GET /v1 lists the classes, GET /openapi.json the routes";
+    Failure::new(Code::NotFound, why)
+}
+
+async fn method_not_allowed() -> Failure {
+    let why = "this route has no such method; acquire, renew, release and heartbeat are POSTs";
+    Failure::new(Code::MethodNotAllowed, why)
+}

@@ -1,0 +1,497 @@
+//! What the API does: checks a request against its class, authorises it, runs the transition, and
+//! hands the hold to [`Holds`]. Knows no HTTP; the rules of locks are core's.
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use holdfast_api::bundle::Verb;
+use holdfast_backend::waiter::{Acquisition, HeldLock};
+use holdfast_core::{
+    Address, BackendError, Clock, HoldId, Holder, Key, Kind, SessionId,
+    clock::Backoff,
+    lock::{Acquire, HolderView, Release, Renewal},
+};
+use holdfast_wire::{
+    AcquireRequest, Bind, Catalogue, ClassInfo, Code, LockState, Status, StatusRow,
+};
+use prometheus::IntGauge;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    authz,
+    error::Failure,
+    holds::{Found, Holds, MAX_HOLDS, NewHold, View, ended::End},
+    liveness::Bound,
+    metrics::Metrics,
+    snapshot::{LockClass, Snapshot},
+};
+
+mod answers;
+mod terms;
+
+pub use answers::mk_holder;
+use answers::{mk_closing, mk_ended, mk_locked, mk_queue_full, mk_state, mk_too_many, mk_unknown};
+use terms::{Terms, invalid};
+
+/// Requests of this pod that may wait at once, for all classes.
+pub const MAX_WAITING: usize = 10_000;
+/// Requests of this pod that may wait at once for one class.
+pub const MAX_WAITING_PER_CLASS: i64 = 1_000;
+/// The longest that a request may wait.
+pub const MAX_WAIT: Duration = Duration::from_secs(60);
+/// How often one request may have been given up and sent again before a new one is wanted.
+const MAX_TRIES: u32 = 16;
+
+/// Who this sidecar speaks for.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The namespace of the classes.
+    pub namespace: Arc<str>,
+    /// The pod, as others see it.
+    pub holder: Holder,
+    /// One incarnation of this process, or the one it resumes.
+    pub session: SessionId,
+    /// The pod's ServiceAccount.
+    pub service_account: String,
+    /// Whether there are containers to bind holds to.
+    pub in_pod: bool,
+}
+
+/// Everything that requests share.
+pub struct Sidecar {
+    /// Who this sidecar speaks for.
+    pub identity: Identity,
+    /// What the newest good bundle says.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// The live holds.
+    pub holds: Arc<Holds>,
+    /// The families.
+    pub metrics: Metrics,
+    /// Cancelled when no more holds are to be granted.
+    pub closing: CancellationToken,
+    /// Cancelled when the server ends: event streams do too.
+    pub stopped: CancellationToken,
+    clock: Arc<dyn Clock>,
+    waiting: AtomicUsize,
+}
+
+impl Sidecar {
+    /// A sidecar with an empty bundle.
+    pub fn new(
+        identity: Identity,
+        holds: Arc<Holds>,
+        metrics: Metrics,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        Arc::new(Sidecar {
+            identity,
+            snapshot: ArcSwap::default(),
+            holds,
+            metrics,
+            closing: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+            clock,
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// What this pod may use.
+    pub fn catalogue(&self) -> Catalogue {
+        let snapshot = self.snapshot.load();
+        let mut classes: Vec<ClassInfo> = snapshot
+            .locks
+            .values()
+            .filter(|class| authz::may_anything(&class.access, &self.identity.service_account))
+            .map(|class| ClassInfo {
+                kind: Kind::Lock.name().into(),
+                name: class.name.to_string(),
+                backend: class.backend.clone(),
+                guarantee: class.guarantee.clone(),
+                path: format!("/v1/{}/{}", Kind::Lock.plural(), class.name),
+            })
+            .collect();
+        classes.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
+        Catalogue {
+            namespace: self.identity.namespace.to_string(),
+            holder: self.identity.holder.to_string(),
+            classes,
+        }
+    }
+
+    /// Acquires.
+    ///
+    /// # Errors
+    /// Everything that can be wrong with a request or a store, see [`Code`].
+    pub async fn acquire(&self, name: &str, request: &AcquireRequest) -> Result<View, Failure> {
+        if self.closing.is_cancelled() {
+            return Err(mk_closing());
+        }
+        let class = self.snapshot.load().lock(name)?.clone();
+        let at = self.address(&class, request.key.as_deref(), Verb::Acquire)?;
+        let terms = Terms::read(request, &class, self.identity.in_pod)?;
+        if self.holds.count() >= MAX_HOLDS {
+            return Err(mk_too_many(format!("this pod has {MAX_HOLDS} holds; release some")));
+        }
+        let _waiting = self.wait_slot(&class, terms.wait)?;
+        let began = Instant::now();
+        let outcome = tokio::select! {
+            outcome = self.acquire_once(&class, &at, &terms) => outcome,
+            () = self.closing.cancelled() => Err(mk_closing()),
+        };
+        let metrics = &class.metrics;
+        match &outcome {
+            Ok(_) => {
+                metrics.acquired.inc();
+                metrics.wait.observe(began.elapsed().as_secs_f64());
+            }
+            Err(failure) if failure.0.code == Code::Locked => metrics.locked.inc(),
+            Err(_) => metrics.failed.inc(),
+        }
+        outcome
+    }
+
+    async fn acquire_once(
+        &self,
+        class: &Arc<LockClass>,
+        at: &Address,
+        terms: &Terms,
+    ) -> Result<View, Failure> {
+        let until = Instant::now() + terms.wait;
+        for attempt in 0..MAX_TRIES {
+            let hold = match &terms.request_id {
+                None => HoldId::random(),
+                Some(id) => HoldId::derive(&self.session_of_try(attempt), at, id),
+            };
+            match self.holds.find(&hold) {
+                // A retry: the same grant.
+                Found::Live(view) => return Ok(view),
+                Found::Ended(End::GivenUp) => continue,
+                Found::Ended(end) => return Err(mk_ended(end)),
+                Found::Unknown => {}
+            }
+            let request = Acquire {
+                config: class.config.clone(),
+                hold: hold.clone(),
+                session: self.identity.session.clone(),
+                holder: self.identity.holder.clone(),
+                ttl: terms.ttl,
+                max_hold: terms.max_hold,
+                enqueue: !terms.wait.is_zero(),
+            };
+            let wait = until.saturating_duration_since(Instant::now());
+            // Who renews by hand gets the whole time to live to begin with.
+            let claim = terms.bind.is_none();
+            match class.client.acquire(at, request, wait, claim).await? {
+                Acquisition::Held(held) => return self.admit(class, at, terms, held),
+                Acquisition::Locked { retry_after, waiters } => {
+                    return Err(mk_locked(at, retry_after, waiters));
+                }
+                Acquisition::QueueFull { waiters } => {
+                    return Err(mk_queue_full(at, class.config.ttl_ms, waiters));
+                }
+                // An earlier try of this request was given up by its caller.
+                Acquisition::Cancelled => self.holds.given_up(hold),
+            }
+        }
+        let why = "this requestId was given up too often; send a new one";
+        Err(Failure::new(Code::HoldLost, why))
+    }
+
+    /// Tries that were given up are refused by the store, so each next try of a request has a hold
+    /// of its own; only the session that its name is derived from differs.
+    fn session_of_try(&self, attempt: u32) -> SessionId {
+        match attempt {
+            0 => self.identity.session.clone(),
+            n => SessionId::new(format!("{}-{n}", self.identity.session))
+                .unwrap_or_else(|_| self.identity.session.clone()),
+        }
+    }
+
+    fn admit(
+        &self,
+        class: &Arc<LockClass>,
+        at: &Address,
+        terms: &Terms,
+        held: HeldLock,
+    ) -> Result<View, Failure> {
+        let now = self.clock.now();
+        let bound = terms.bind.map(|bind| match bind {
+            Bind::Process => Bound::Process,
+            Bind::Stream => Bound::Stream { open: 0, grace: terms.ttl, last: now },
+            Bind::Heartbeat => Bound::Heartbeat { every: terms.heartbeat, last: now },
+            Bind::Container => {
+                Bound::Container { granted_s: now.real_ns / 1_000_000_000, counts_on: None }
+            }
+        });
+        let new = NewHold {
+            class: class.clone(),
+            at: at.clone(),
+            held,
+            ttl: terms.ttl,
+            max_hold: terms.max_hold,
+            bound,
+        };
+        self.holds.insert(new).map_err(mk_ended)
+    }
+
+    /// Renews a hold at its caller's wish.
+    ///
+    /// # Errors
+    /// 410 with how the hold ended; 503 when the store does not answer.
+    pub async fn renew(&self, name: &str, hold: Option<&str>) -> Result<View, Failure> {
+        let view = self.held_lock(name, hold)?;
+        let sent = self.clock.now();
+        let (class, config) = (&view.class, &view.class.config);
+        let renewal = class.client.backend().renew(&view.at, config, &view.hold, view.asked).await;
+        match renewal {
+            Ok(Renewal::Renewed { ttl }) => {
+                class.metrics.renewed.inc();
+                let view = self.holds.renewed(&view.hold, sent, ttl);
+                view.ok_or_else(|| mk_ended(End::Expired))
+            }
+            Ok(Renewal::Lost) => {
+                self.holds.end(&view.hold, End::Expired);
+                Err(self.lost(&view.hold))
+            }
+            Err(error) => {
+                class.metrics.renewal_failed.inc();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Releases a hold. A second release is no error.
+    ///
+    /// # Errors
+    /// 410 when it had ended otherwise before; 503 when the store does not answer. Then the release
+    /// goes on in the background: the app has said that it is done.
+    pub async fn release(self: &Arc<Self>, name: &str, hold: Option<&str>) -> Result<(), Failure> {
+        let view = match self.held_lock(name, hold) {
+            Ok(view) => view,
+            Err(_) if self.was_released(hold) => return Ok(()),
+            Err(failure) => return Err(failure),
+        };
+        self.holds.releasing(&view.hold);
+        let unfinished = Unfinished { sidecar: self, view: Some(&view) };
+        let released = self.release_in_store(&view).await;
+        match released {
+            Ok(()) => {
+                unfinished.done();
+                Ok(())
+            }
+            Err(Some(error)) => Err(error.into()),
+            Err(None) => {
+                unfinished.done();
+                Err(self.lost(&view.hold))
+            }
+        }
+    }
+
+    /// Whether it was held until now; `Err(None)` when it was not.
+    async fn release_in_store(&self, view: &View) -> Result<(), Option<BackendError>> {
+        let class = &view.class;
+        match class.client.backend().release(&view.at, &class.config, &view.hold).await {
+            Ok(Release::Released) => {
+                self.holds.end(&view.hold, End::Released);
+                Ok(())
+            }
+            Ok(Release::NotHeld) => {
+                self.holds.end(&view.hold, End::Expired);
+                Err(None)
+            }
+            Err(error) => Err(Some(error)),
+        }
+    }
+
+    /// Releases until the store has answered or the hold has run out.
+    pub async fn release_at_length(self: Arc<Self>, view: View) {
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        let give_up = Instant::now() + view.left + Duration::from_secs(1);
+        while let Err(Some(error)) = self.release_in_store(&view).await {
+            if Instant::now() >= give_up || !error.is_retryable() {
+                tracing::warn!(at = %view.at, %error, "a release did not reach the store");
+                return;
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// Takes a key from whoever has it.
+    ///
+    /// # Errors
+    /// 403 unless the class's access rules permit it by name.
+    pub async fn force_release(
+        &self,
+        name: &str,
+        key: Option<&str>,
+    ) -> Result<(Key, Option<HolderView>), Failure> {
+        let class = self.snapshot.load().lock(name)?.clone();
+        let at = self.address(&class, key, Verb::ForceRelease)?;
+        let taken = class.client.backend().force_release(&at, &class.config).await?;
+        if let Some(from) = &taken {
+            tracing::info!(%at, holder = %from.holder, "taken by force");
+        }
+        Ok((at.key, taken))
+    }
+
+    /// The state of a key.
+    ///
+    /// # Errors
+    /// 403, 404, or those of the store.
+    pub async fn query(&self, name: &str, key: Option<&str>) -> Result<LockState, Failure> {
+        let class = self.snapshot.load().lock(name)?.clone();
+        let at = self.address(&class, key, Verb::Read)?;
+        let view = class.client.backend().query(&at, &class.config).await?;
+        Ok(mk_state(&at.key, view))
+    }
+
+    /// Everything that is held or waited for, as far as the stores can list it.
+    pub async fn status(&self) -> Status {
+        let snapshot = self.snapshot.load_full();
+        let mut locks = Vec::new();
+        for class in snapshot.locks.values() {
+            let backend = class.client.backend();
+            let namespace = &self.identity.namespace;
+            match backend.list(namespace, &class.name, &class.config, 100).await {
+                Ok(rows) => locks.extend(rows.into_iter().map(|(key, view)| StatusRow {
+                    name: class.name.to_string(),
+                    state: mk_state(&key, view),
+                })),
+                Err(error) => tracing::debug!(class = %class.name, %error, "cannot list"),
+            }
+        }
+        locks.sort_by(|a, b| (&a.name, &a.state.key).cmp(&(&b.name, &b.state.key)));
+        Status { locks }
+    }
+
+    /// What is known of a hold, or 410.
+    ///
+    /// # Errors
+    /// 410 with how it ended.
+    pub fn live(&self, found: Found) -> Result<View, Failure> {
+        match found {
+            Found::Live(view) => Ok(view),
+            Found::Ended(end) => Err(mk_ended(end)),
+            Found::Unknown => Err(mk_unknown()),
+        }
+    }
+
+    fn held_lock(&self, name: &str, hold: Option<&str>) -> Result<View, Failure> {
+        let hold = read_hold(hold)?;
+        let snapshot = self.snapshot.load();
+        let view = match self.live(self.holds.find(&hold)) {
+            Ok(view) if view.class.name.as_str() == name => view,
+            // A wrong name explains more than an unknown hold.
+            other => {
+                snapshot.lock(name)?;
+                return other.and_then(|_| Err(mk_unknown()));
+            }
+        };
+        Ok(view)
+    }
+
+    fn was_released(&self, hold: Option<&str>) -> bool {
+        let found = read_hold(hold).map(|hold| self.holds.find(&hold));
+        matches!(found, Ok(Found::Ended(End::Released)))
+    }
+
+    fn lost(&self, hold: &HoldId) -> Failure {
+        match self.holds.find(hold) {
+            Found::Ended(end) => mk_ended(end),
+            Found::Live(_) | Found::Unknown => mk_unknown(),
+        }
+    }
+
+    fn address(
+        &self,
+        class: &LockClass,
+        key: Option<&str>,
+        verb: Verb,
+    ) -> Result<Address, Failure> {
+        let key = match key {
+            None => class.default_key.clone(),
+            Some(text) => Key::new(text)
+                .map_err(|why| Failure::new(Code::InvalidField, format!("key: {why}")))?,
+        };
+        if !class.config.keys.contains(&key) {
+            return Err(class.no_such_key(&key));
+        }
+        if !authz::permits(&class.access, &self.identity.service_account, verb, &key) {
+            let why = format!(
+                "the access rules of Lock \"{}\" do not let ServiceAccount \"{}\" do this; \
+                 see spec.access",
+                class.name, self.identity.service_account
+            );
+            return Err(Failure::new(Code::Forbidden, why));
+        }
+        let namespace = self.identity.namespace.clone();
+        Ok(Address { kind: Kind::Lock, namespace, class: class.name.clone(), key })
+    }
+
+    /// A place among those who may wait.
+    fn wait_slot(
+        &self,
+        class: &LockClass,
+        wait: Duration,
+    ) -> Result<Option<WaitSlot<'_>>, Failure> {
+        if wait.is_zero() {
+            return Ok(None);
+        }
+        let gauge = &class.metrics.waiting;
+        if self.waiting.load(Relaxed) >= MAX_WAITING || gauge.get() >= MAX_WAITING_PER_CLASS {
+            let why = format!(
+                "as many requests of this pod wait as may: {MAX_WAITING_PER_CLASS} for a class, \
+                 {MAX_WAITING} in all"
+            );
+            return Err(mk_too_many(why));
+        }
+        self.waiting.fetch_add(1, Relaxed);
+        gauge.inc();
+        Ok(Some(WaitSlot { all: &self.waiting, of_class: gauge.clone() }))
+    }
+}
+
+/// A release whose answer is not there yet: goes on in the background when it is dropped.
+struct Unfinished<'a> {
+    sidecar: &'a Arc<Sidecar>,
+    view: Option<&'a View>,
+}
+
+impl Unfinished<'_> {
+    fn done(mut self) {
+        self.view = None;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(view) = self.view
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(self.sidecar.clone().release_at_length(view.clone()));
+        }
+    }
+}
+
+struct WaitSlot<'a> {
+    all: &'a AtomicUsize,
+    of_class: IntGauge,
+}
+
+impl Drop for WaitSlot<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Relaxed);
+        self.of_class.dec();
+    }
+}
+
+fn read_hold(hold: Option<&str>) -> Result<HoldId, Failure> {
+    let Some(text) = hold else {
+        return Err(invalid("holdId", "is required: the one that acquire answered"));
+    };
+    HoldId::new(text).map_err(|why| invalid("holdId", &why.to_string()))
+}
