@@ -20,7 +20,11 @@ impl Readiness {
     /// Notes whether something is there.
     pub fn set(&self, what: &'static str, there: bool) {
         let mut missing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if there { missing.remove(what) } else { missing.insert(what) };
+        if there {
+            missing.remove(what)
+        } else {
+            missing.insert(what)
+        };
     }
 
     /// What is missing.
