@@ -90,7 +90,12 @@ async fn one_life(
     }
 }
 
-async fn random_histories_are_legal(world: &dyn World, pods: usize, rounds: usize, ttl_ms: u64) {
+pub async fn random_histories_are_legal(
+    world: &dyn World,
+    pods: usize,
+    rounds: usize,
+    ttl_ms: u64,
+) {
     let at = fresh(world).await;
     let config = Arc::new(LockConfig { ttl_ms, ..mk_config(world) });
     let seed: u64 = rand::random();

@@ -21,11 +21,11 @@ fn hold() -> HoldId {
     HoldId::random()
 }
 
-async fn two(world: &dyn World) -> (Sidecar, Sidecar) {
+pub async fn two(world: &dyn World) -> (Sidecar, Sidecar) {
     (world.sidecar("a").await, world.sidecar("b").await)
 }
 
-async fn one_holds_and_another_is_refused(world: &dyn World) {
+pub async fn one_holds_and_another_is_refused(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let held = a.hold(&at, &config, &hold()).await;
     assert!(held.claimed && held.ttl <= TTL);
@@ -37,7 +37,7 @@ async fn one_holds_and_another_is_refused(world: &dyn World) {
     }
 }
 
-async fn fences_grow_from_grant_to_grant(world: &dyn World) {
+pub async fn fences_grow_from_grant_to_grant(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let mut last = None;
     for round in 0..10 {
@@ -51,7 +51,7 @@ async fn fences_grow_from_grant_to_grant(world: &dyn World) {
     assert_eq!((view.holder, view.last_fence), (None, last));
 }
 
-async fn the_same_request_gets_the_same_grant(world: &dyn World) {
+pub async fn the_same_request_gets_the_same_grant(world: &dyn World) {
     let (at, config, a) = (fresh(world).await, config(world), world.sidecar("a").await);
     let hold = hold();
     let first = a.hold(&at, &config, &hold).await;
@@ -61,7 +61,7 @@ async fn the_same_request_gets_the_same_grant(world: &dyn World) {
     assert_eq!(a.client.backend().release(&at, &config, &hold).await.unwrap(), Release::Released);
 }
 
-async fn a_retry_that_is_given_up_does_not_take_the_hold_with_it(world: &dyn World) {
+pub async fn a_retry_that_is_given_up_does_not_take_the_hold_with_it(world: &dyn World) {
     let (at, config, a) = (fresh(world).await, config(world), world.sidecar("a").await);
     let hold = hold();
     let held = a.hold(&at, &config, &hold).await;
@@ -74,7 +74,7 @@ async fn a_retry_that_is_given_up_does_not_take_the_hold_with_it(world: &dyn Wor
     drop(held);
 }
 
-async fn an_expired_hold_is_lost_and_the_next_fence_is_higher(world: &dyn World) {
+pub async fn an_expired_hold_is_lost_and_the_next_fence_is_higher(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let stale_hold = hold();
     let stale = a.hold(&at, &config, &stale_hold).await;
@@ -89,7 +89,7 @@ async fn an_expired_hold_is_lost_and_the_next_fence_is_higher(world: &dyn World)
     assert_eq!(view.holder.map(|h| h.fence), Some(next.fence));
 }
 
-async fn renewals_keep_a_hold_beyond_its_time_to_live(world: &dyn World) {
+pub async fn renewals_keep_a_hold_beyond_its_time_to_live(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let hold = hold();
     let held = a.hold(&at, &config, &hold).await;
@@ -104,7 +104,7 @@ async fn renewals_keep_a_hold_beyond_its_time_to_live(world: &dyn World) {
     assert_eq!(view.holder.map(|h| h.fence), Some(held.fence));
 }
 
-async fn release_hands_over_to_who_waits(world: &dyn World) {
+pub async fn release_hands_over_to_who_waits(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let (first, second) = (hold(), hold());
     let held = a.hold(&at, &config, &first).await;
@@ -119,7 +119,7 @@ async fn release_hands_over_to_who_waits(world: &dyn World) {
     assert!(released.elapsed() < TTL / 2, "handed over after {:?}", released.elapsed());
 }
 
-async fn waiters_are_served_first_come_first_served(world: &dyn World) {
+pub async fn waiters_are_served_first_come_first_served(world: &dyn World) {
     let (at, config) = (fresh(world).await, config(world));
     let first = world.sidecar("first").await;
     let hold_first = hold();
@@ -152,7 +152,7 @@ async fn waiters_are_served_first_come_first_served(world: &dyn World) {
     assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
 }
 
-async fn a_wait_that_times_out_leaves_nothing_behind(world: &dyn World) {
+pub async fn a_wait_that_times_out_leaves_nothing_behind(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let first = hold();
     a.hold(&at, &config, &first).await;
@@ -163,7 +163,7 @@ async fn a_wait_that_times_out_leaves_nothing_behind(world: &dyn World) {
     assert_eq!((view.holder, view.waiters), (None, 0));
 }
 
-async fn a_caller_that_goes_away_leaves_no_ghost(world: &dyn World) {
+pub async fn a_caller_that_goes_away_leaves_no_ghost(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     for round in 0..10u64 {
         let first = hold();
@@ -180,7 +180,7 @@ async fn a_caller_that_goes_away_leaves_no_ghost(world: &dyn World) {
     }
 }
 
-async fn releasing_twice_is_no_error_and_frees_only_once(world: &dyn World) {
+pub async fn releasing_twice_is_no_error_and_frees_only_once(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let first = hold();
     a.hold(&at, &config, &first).await;
@@ -192,7 +192,7 @@ async fn releasing_twice_is_no_error_and_frees_only_once(world: &dyn World) {
     assert_eq!(view.holder.map(|h| h.fence), Some(next.fence));
 }
 
-async fn a_hold_released_early_keeps_the_lock_for_its_minimal_time(world: &dyn World) {
+pub async fn a_hold_released_early_keeps_the_lock_for_its_minimal_time(world: &dyn World) {
     let at = fresh(world).await;
     let config = Arc::new(LockConfig { min_hold_ms: 2_000, ..mk_config(world) });
     let (a, b) = two(world).await;
@@ -206,7 +206,7 @@ async fn a_hold_released_early_keeps_the_lock_for_its_minimal_time(world: &dyn W
     assert!(started.elapsed() >= Duration::from_millis(1_900), "{:?}", started.elapsed());
 }
 
-async fn lock_delay_holds_after_expiry_but_not_after_release(world: &dyn World) {
+pub async fn lock_delay_holds_after_expiry_but_not_after_release(world: &dyn World) {
     let at = fresh(world).await;
     let config = Arc::new(LockConfig { lock_delay_ms: 2_000, ..mk_config(world) });
     let (a, b) = two(world).await;
@@ -223,7 +223,7 @@ async fn lock_delay_holds_after_expiry_but_not_after_release(world: &dyn World) 
     assert!(waited >= TTL + Duration::from_millis(1_900), "no delay after expiry: {waited:?}");
 }
 
-async fn no_renewal_goes_beyond_the_longest_hold(world: &dyn World) {
+pub async fn no_renewal_goes_beyond_the_longest_hold(world: &dyn World) {
     let at = fresh(world).await;
     let config = Arc::new(LockConfig { max_hold_ms: 3_000, ..mk_config(world) });
     let (a, b) = two(world).await;
@@ -242,7 +242,7 @@ async fn no_renewal_goes_beyond_the_longest_hold(world: &dyn World) {
     assert!(lost_after <= Duration::from_millis(3_600), "{lost_after:?}");
 }
 
-async fn force_release_takes_the_lock_and_raises_the_fence(world: &dyn World) {
+pub async fn force_release_takes_the_lock_and_raises_the_fence(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let first = hold();
     let mut held = a.hold(&at, &config, &first).await;
@@ -259,7 +259,7 @@ async fn force_release_takes_the_lock_and_raises_the_fence(world: &dyn World) {
     assert_eq!(b.client.backend().force_release(&fresh(world).await, &config).await.unwrap(), None);
 }
 
-async fn a_full_queue_refuses_and_says_so(world: &dyn World) {
+pub async fn a_full_queue_refuses_and_says_so(world: &dyn World) {
     let at = fresh(world).await;
     let config = Arc::new(LockConfig { max_waiters: 2, ..mk_config(world) });
     let (a, b) = two(world).await;
@@ -281,7 +281,7 @@ async fn a_full_queue_refuses_and_says_so(world: &dyn World) {
     assert!(matches!(third, Acquisition::QueueFull { waiters: 2 }), "{}", describe(&third));
 }
 
-async fn a_query_shows_holder_and_queue(world: &dyn World) {
+pub async fn a_query_shows_holder_and_queue(world: &dyn World) {
     let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
     let empty = a.client.backend().query(&at, &config).await.unwrap();
     assert_eq!((empty.holder, empty.waiters), (None, 0));
@@ -306,7 +306,7 @@ async fn a_query_shows_holder_and_queue(world: &dyn World) {
     tokio::join!(b.hold(&at, &config, &second), look);
 }
 
-async fn a_class_created_again_goes_on_with_higher_fences(world: &dyn World) {
+pub async fn a_class_created_again_goes_on_with_higher_fences(world: &dyn World) {
     let (at, mut config, a) = (fresh(world).await, mk_config(world), world.sidecar("a").await);
     let mut last = None;
     for _ in 0..3 {
@@ -319,7 +319,7 @@ async fn a_class_created_again_goes_on_with_higher_fences(world: &dyn World) {
 }
 
 /// A waiter whose pod is gone costs its own heartbeat (three beats), not a whole hold.
-async fn a_dead_waiter_costs_its_heartbeat_not_a_hold(world: &dyn World) {
+pub async fn a_dead_waiter_costs_its_heartbeat_not_a_hold(world: &dyn World) {
     let at = fresh(world).await;
     // Beats of a 30 s hold come every 5 s; take 6 s, so that a beat is a second.
     let config = Arc::new(LockConfig { ttl_ms: 12_000, ..mk_config(world) });
@@ -341,45 +341,6 @@ async fn a_dead_waiter_costs_its_heartbeat_not_a_hold(world: &dyn World) {
     tokio::join!(waiting, release);
     let claim = Duration::from_millis(config.policy().claim_ms());
     assert!(started.elapsed() < claim + Duration::from_secs(2), "{:?}", started.elapsed());
-}
-
-macro_rules! conformance {
-    ($substrate:ident, $world:ty, [$($body:ident),* $(,)?]) => {
-        mod $substrate {
-            $(
-                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $body() {
-                    let world = <$world>::start().await;
-                    super::$body(&world).await;
-                }
-            )*
-        }
-    };
-}
-
-macro_rules! everywhere {
-    ($substrate:ident, $world:ty, [$($more:ident),*]) => {
-        conformance!($substrate, $world, [
-            one_holds_and_another_is_refused,
-            fences_grow_from_grant_to_grant,
-            the_same_request_gets_the_same_grant,
-            a_retry_that_is_given_up_does_not_take_the_hold_with_it,
-            an_expired_hold_is_lost_and_the_next_fence_is_higher,
-            renewals_keep_a_hold_beyond_its_time_to_live,
-            release_hands_over_to_who_waits,
-            a_wait_that_times_out_leaves_nothing_behind,
-            a_caller_that_goes_away_leaves_no_ghost,
-            releasing_twice_is_no_error_and_frees_only_once,
-            a_hold_released_early_keeps_the_lock_for_its_minimal_time,
-            lock_delay_holds_after_expiry_but_not_after_release,
-            no_renewal_goes_beyond_the_longest_hold,
-            force_release_takes_the_lock_and_raises_the_fence,
-            a_full_queue_refuses_and_says_so,
-            a_query_shows_holder_and_queue,
-            a_class_created_again_goes_on_with_higher_fences,
-            $($more),*
-        ]);
-    };
 }
 
 everywhere!(

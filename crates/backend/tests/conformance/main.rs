@@ -3,7 +3,14 @@
 //! Memory always runs. Redis and Lease run on a real redis-server and a real API server that the
 //! suite starts; a missing one is a failure, never a skip.
 
+#[macro_use]
+mod suite;
+
 mod fixture;
 mod history;
 mod lock;
+mod redis;
+#[allow(dead_code, reason = "other suites restart and pause it")]
+#[path = "../support/redis.rs"]
+mod server;
 mod stale;

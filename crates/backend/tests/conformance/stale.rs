@@ -82,7 +82,7 @@ async fn run(world: &dyn World, checks: bool, ttl: Duration, rounds: usize) -> (
     (acknowledged, resource.value, resource.refused)
 }
 
-async fn stale_holders_are_fenced(world: &dyn World, ttl: Duration, rounds: usize) {
+pub async fn stale_holders_are_fenced(world: &dyn World, ttl: Duration, rounds: usize) {
     let (acknowledged, value, refused) = run(world, true, ttl, rounds).await;
     assert_eq!(acknowledged, value, "acknowledged increments were lost");
     assert!(refused > 0, "no holder was ever stale: the run shows nothing");
