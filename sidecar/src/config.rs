@@ -65,7 +65,7 @@ impl Bundles {
     }
 
     /// Takes the text of a bundle into use, if it can be read.
-    fn take(&self, text: &str) {
+    pub fn take(&self, text: &str) {
         match parse(text) {
             Ok(bundle) => {
                 self.apply(&bundle);

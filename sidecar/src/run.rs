@@ -16,8 +16,8 @@ use holdfast_backend::{
 use holdfast_core::{Clock, Holder, SessionId, SystemClock};
 use holdfast_runtime::{Readiness, admin, shutdown};
 use prometheus::Registry;
-use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
-use tokio_util::sync::CancellationToken;
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     args::Args,
@@ -37,7 +37,7 @@ const RELEASE_WITHIN: Duration = Duration::from_secs(5);
 /// For how long a stopped sidecar looks whether its app has ended.
 const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
-/// A sidecar that serves.
+/// A sidecar that serves. Dropping it is a crash: nothing is released.
 pub struct Serving {
     /// It.
     pub sidecar: Arc<Sidecar>,
@@ -47,8 +47,8 @@ pub struct Serving {
     pub registry: Registry,
     /// Where it listens.
     pub listens: Vec<Listen>,
-    servers: Vec<JoinHandle<anyhow::Result<()>>>,
-    keeper: JoinHandle<()>,
+    servers: Vec<AbortOnDropHandle<anyhow::Result<()>>>,
+    keeper: AbortOnDropHandle<()>,
     stop: CancellationToken,
 }
 
@@ -66,7 +66,7 @@ impl Serving {
         let holds = Holds::new(clock.clone(), pushes);
         let sidecar = Sidecar::new(identity, holds.clone(), metrics.clone(), clock);
         let stop = CancellationToken::new();
-        let keeper = tokio::spawn(holds.keep(pushed, stop.clone()));
+        let keeper = AbortOnDropHandle::new(tokio::spawn(holds.keep(pushed, stop.clone())));
         let app = routes::router(sidecar.clone(), page);
         let (mut servers, mut listens) = (Vec::new(), Vec::new());
         for listen in listen {
@@ -74,7 +74,8 @@ impl Serving {
             listens.push(listener.local()?);
             let refused = metrics.refused.clone();
             let stopped = sidecar.stopped.clone();
-            servers.push(tokio::spawn(serve::serve(listener, app.clone(), refused, stopped)));
+            let serving = serve::serve(listener, app.clone(), refused, stopped);
+            servers.push(AbortOnDropHandle::new(tokio::spawn(serving)));
         }
         Ok(Serving { sidecar, hub: Hub::new(), registry, listens, servers, keeper, stop })
     }

@@ -53,7 +53,10 @@ impl LockClass {
             Keys::Fixed(keys) => keys.iter().map(Key::as_str).collect(),
             Keys::Any => Vec::new(),
         };
-        let hint = did_you_mean(key.as_str(), known.iter().copied());
+        let mut hint = did_you_mean(key.as_str(), known.iter().copied());
+        if hint.is_empty() {
+            hint.push('.');
+        }
         let shown: String = known.join(", ").chars().take(200).collect();
         let why = format!(
             "Lock \"{}\" has no key \"{key}\"{hint} Its keys are fixed by spec.keys: {shown}",

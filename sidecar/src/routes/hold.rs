@@ -97,6 +97,8 @@ fn follow(
         let event = match first {
             Some(event) => event,
             None => tokio::select! {
+                // What happened before the stop is still told.
+                biased;
                 event = next(&mut subscription) => event?,
                 () = sidecar.stopped.cancelled() => return None,
             },
