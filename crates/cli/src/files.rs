@@ -114,7 +114,8 @@ impl Declared {
             let name = (class.namespace(), class.kind(), class.name());
             if let Some(first) = seen.get(&name) {
                 let kind = class.kind().name();
-                complaints.push(format!("{here}: {kind} \"{}\" is at {first} already", class.name()));
+                complaints
+                    .push(format!("{here}: {kind} \"{}\" is at {first} already", class.name()));
             } else {
                 seen.insert(name, here);
             }

@@ -36,7 +36,9 @@ const fn advice(code: Code) -> &'static str {
     match code {
         Code::Locked => "Another holds it. Wait with waitSeconds, or try again after retryAfterMs.",
         Code::QueueFull => "As many wait as spec.queue.maxWaiters allows. Try again later.",
-        Code::HoldLost => "The hold is over. Stop what it protected; acquire again for a new fence.",
+        Code::HoldLost => {
+            "The hold is over. Stop what it protected; acquire again for a new fence."
+        }
         Code::ClassNotFound => "No such class in this namespace. GET /v1 lists them.",
         Code::NotFound => "No such route. GET /openapi.json lists them.",
         Code::MethodNotAllowed => "Another method: changes are POSTs, the rest are GETs.",
@@ -49,9 +51,13 @@ const fn advice(code: Code) -> &'static str {
         Code::Misdirected => "Call localhost, 127.0.0.1 or [::1].",
         Code::TooMany => "This pod has too many holds or waiters. Release some, or wait.",
         Code::Epoch => "The Redis may have lost data. The operator opens a new epoch; try again.",
-        Code::BackendUnavailable => "The store did not take the request; nothing was done. Try again.",
+        Code::BackendUnavailable => {
+            "The store did not take the request; nothing was done. Try again."
+        }
         Code::OutcomeUnknown => "No answer in time. It is being settled and will hold nothing.",
-        Code::BackendForbidden => "A Role or an ACL user lacks a right: see the class's conditions.",
+        Code::BackendForbidden => {
+            "A Role or an ACL user lacks a right: see the class's conditions."
+        }
         Code::NotProvisioned => "The operator is not done with the class: see its conditions.",
         Code::NotReady => "The sidecar starts or stops. Try again.",
         Code::Internal => "A defect of the sidecar: please report it with its log.",

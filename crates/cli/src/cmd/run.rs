@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long = "ttl", value_name = "SECONDS")]
     ttl: Option<f64>,
     /// How many seconds the command gets between SIGTERM and SIGKILL when the hold is lost. At most
-    /// half of what the hold is trusted for.
+    /// a quarter of what the hold is trusted for: a hold that is renewed is never that close to its end.
     #[arg(long, value_name = "SECONDS", default_value_t = 2.0)]
     grace: f64,
     /// The command. It finds HOLDFAST_FENCE, HOLDFAST_HOLD_ID, HOLDFAST_KEY and HOLDFAST_URL in its
@@ -110,7 +110,9 @@ async fn acquire(
             "/v1/locks/{}/acquire?bind=heartbeat&waitSeconds={left:.3}&requestId={request_id}-{round}",
             encode(&args.lock)
         );
-        for (name, value) in [("ttlSeconds", args.ttl.map(|s| s.to_string())), ("key", args.key.clone())] {
+        for (name, value) in
+            [("ttlSeconds", args.ttl.map(|s| s.to_string())), ("key", args.key.clone())]
+        {
             if let Some(value) = value {
                 path.push_str(&format!("&{name}={}", encode(&value)));
             }
@@ -135,8 +137,7 @@ async fn acquire(
 }
 
 async fn release(args: &Args, sidecar: &Sidecar, held: &AcquireResponse) {
-    let path =
-        format!("/v1/locks/{}/release?holdId={}", encode(&args.lock), encode(&held.hold_id));
+    let path = format!("/v1/locks/{}/release?holdId={}", encode(&args.lock), encode(&held.hold_id));
     if let Err(error) = sidecar.post::<ReleaseResponse>(&path, SLACK).await {
         eprintln!("holdfast: the release was not confirmed ({error}); the hold runs out by itself");
     }
@@ -154,8 +155,9 @@ struct Watch {
 impl Watch {
     fn new(sent: Stamp, held: &AcquireResponse, grace: f64) -> Self {
         let trusted = Duration::from_millis(held.hold_for_ms);
-        let grace = Duration::try_from_secs_f64(grace).unwrap_or_default().min(trusted / 2);
-        let beat = (trusted / 6).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        // A renewal comes after a third of the time to live, and is heard of a beat later.
+        let grace = Duration::try_from_secs_f64(grace).unwrap_or_default().min(trusted / 4);
+        let beat = (trusted / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
         Watch { since: sent, trusted, grace, beat, lost: false }
     }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, getppid, kill_process, kill_process_group};
 use rustix::process::set_parent_process_death_signal;
+use rustix::process::{Pid, Signal, getppid, kill_process, kill_process_group};
 use tokio::process::Command;
 
 /// The program that `run` starts, and its arguments.

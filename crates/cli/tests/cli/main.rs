@@ -1,0 +1,9 @@
+//! The command as people use it: real processes, real files, a real Redis.
+
+mod dev;
+mod lint;
+mod run;
+#[allow(dead_code, reason = "other suites restart it")]
+#[path = "../../../backend/tests/support/redis.rs"]
+mod server;
+mod support;
