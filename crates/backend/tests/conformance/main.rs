@@ -6,8 +6,12 @@
 #[macro_use]
 mod suite;
 
+#[allow(dead_code, reason = "other suites stop etcd and count requests")]
+#[path = "../support/apiserver.rs"]
+mod apiserver;
 mod fixture;
 mod history;
+mod lease;
 mod lock;
 mod redis;
 #[allow(dead_code, reason = "other suites restart and pause it")]

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Runs everything, or a part: test.sh [lint|fast|all]. The last line is a count; exit code 1 when
+# anything failed. A step that cannot run is a failure, never a skip.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+: "${HOLDFAST_CACHE:=$HOME/.cache/holdfast}"
+export HOLDFAST_CACHE CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOLDFAST_CACHE/target}"
+part=${1:-all}
+passed=0 failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# A step that is one check.
+check() {
+  local what=$1; shift
+  echo "== $what"
+  if "$@"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: $what" >&2; fi
+}
+
+# A step that is a test run: its own counts are added.
+suite() {
+  local what=$1; shift
+  echo "== $what"
+  "$@" 2>&1 | tee "$log"
+  local code=${PIPESTATUS[0]} ok bad
+  read -r ok bad < <(awk '/^test result:/ { ok += $4; bad += $6 } END { print ok + 0, bad + 0 }' "$log")
+  passed=$((passed + ok)) failed=$((failed + bad))
+  # A suite that does not build, or breaks off, has failed even if no test said so.
+  if [ "$code" -ne 0 ] && [ "$bad" -eq 0 ]; then
+    failed=$((failed + 1)); echo "FAILED: $what" >&2
+  fi
+}
+
+finish() {
+  echo "$passed passed, $failed failed"
+  [ "$failed" -eq 0 ]
+  exit
+}
+
+if [ "$part" = lint ]; then check "packages" hack/packages.sh build; else check "packages" hack/packages.sh test; fi
+[ "$failed" -eq 0 ] || finish
+
+check "format" cargo fmt --all --check
+check "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
+check "rules between crates" hack/deny.sh
+[ "$part" = lint ] && finish
+
+check "generated files" hack/gen.sh --check
+suite "unit, conformance, property" cargo test --workspace --exclude holdfast-e2e --locked --no-fail-fast
+[ "$part" = fast ] && finish
+
+suite "chart and cluster" hack/e2e.sh
+finish
