@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// How long one call of `acquire` waits before it is made again.
-const WAIT: Duration = Duration::from_secs(300);
+const WAIT: Duration = Duration::from_secs(60);
 /// Timers stand still in suspend; the clocks are looked at this often.
 const LOOK: Duration = Duration::from_millis(500);
 /// For how long a stopped leader waits until nobody writes any more.
@@ -139,11 +139,13 @@ impl Candidate {
             max_hold: Duration::ZERO,
             enqueue: true,
         };
-        match self.locks.acquire(&self.at, request, WAIT, true).await {
-            Ok(Acquisition::Held(held)) => Ok(Some(held)),
-            Ok(_) => Ok(None),
-            Err(BackendError::NotFound(_)) => self.create_lease().await.map(|()| None),
-            Err(error) => Err(error),
+        // A waiter would wait for a Lease that nobody else makes.
+        self.create_lease().await?;
+        match self.locks.acquire(&self.at, request, WAIT, true).await? {
+            Acquisition::Held(held) => Ok(Some(held)),
+            Acquisition::Locked { .. } | Acquisition::QueueFull { .. } | Acquisition::Cancelled => {
+                Ok(None)
+            }
         }
     }
 

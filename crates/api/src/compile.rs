@@ -11,6 +11,7 @@ use crate::{
         AccessRule, BUNDLE_FORMAT, Bundle, BundleBackend, BundleClass, ClassConfig, LEASE_BACKEND,
         Verb,
     },
+    load::did_you_mean,
     v1alpha1::{Lock, lock},
     validate::{FieldError, Resolved, Validate},
 };
@@ -139,7 +140,9 @@ fn compile_class(
     let backend = environment.all_on.as_deref().unwrap_or_else(|| class.backend());
     let Some(found) = known.get(backend) else {
         let names: Vec<&str> = known.keys().map(String::as_str).collect();
-        let why = format!("there is no Backend \"{backend}\"; there are: {}", names.join(", "));
+        let hint = did_you_mean(backend, names.iter().copied());
+        let names = names.join(", ");
+        let why = format!("there is no Backend \"{backend}\" (there are: {names}){hint}");
         return Err(fail("spec.backend", why));
     };
     supports(class.kind(), found.substrate).map_err(|why| fail("spec.backend", why.into()))?;

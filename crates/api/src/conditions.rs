@@ -24,6 +24,10 @@ pub const REASON_BACKEND_MISSING: &str = "BackendNotFound";
 pub const REASON_BACKEND_UNAVAILABLE: &str = "BackendUnavailable";
 /// A new epoch waits for the holds of the old one to run out.
 pub const REASON_QUARANTINE: &str = "Quarantine";
+/// The operator is at it.
+pub const REASON_PENDING: &str = "Pending";
+/// The store may drop or refuse what a lock needs; the other conditions say what.
+pub const REASON_UNSAFE: &str = "Unsafe";
 /// What the store said.
 pub const REASON_PROBED: &str = "Probed";
 

@@ -134,6 +134,7 @@ pub fn container(settings: &InjectSettings, pod: &PodSpec, wants_socket: bool) -
         value_env("HOLDFAST_LISTEN", listen),
         // The kubelet's probes and Prometheus come from outside the pod.
         value_env("HOLDFAST_ADMIN", format!("0.0.0.0:{}", settings.admin_port)),
+        value_env("HOLDFAST_STATE_DIR", RUN_PATH.into()),
         value_env("HOLDFAST_REDIS_CREDENTIALS", REDIS_PATH.into()),
         value_env("HOLDFAST_LOG", settings.log.clone()),
         value_env("HOLDFAST_LOG_FORMAT", settings.log_format.clone()),

@@ -1,0 +1,207 @@
+//! The controllers, run by whoever leads: one per kind, and the loop around them that starts and
+//! ends with a term of leadership.
+
+use std::{fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
+
+use futures::{StreamExt, channel::mpsc, future::select_all};
+use holdfast_backend::{
+    hub::Hub,
+    lease::{LeaseClient, LeaseLocks},
+};
+use holdfast_core::{Kind, SystemClock};
+use kube::{
+    Client, Config, Resource,
+    runtime::{
+        applier,
+        controller::{self, Action},
+        events::{Recorder, Reporter},
+        reflector::{ObjectRef, Store},
+    },
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    args::ControlArgs,
+    context::Context,
+    controllers::{backend::Doubts, bundle::Published, tenants::Users},
+    error::Error,
+    floors::Floors,
+    metrics::Metrics,
+    pipeline,
+    status::Pace,
+    stores::Stores,
+    watch::{Queues, Triggers, requests, start},
+};
+
+pub mod access;
+pub mod backend;
+pub mod bundle;
+pub mod lock;
+pub mod tenants;
+
+/// How many objects of a kind are seen to at once.
+const CONCURRENCY: u16 = 16;
+/// After how long to try again at what was in the way.
+const RETRY: Duration = Duration::from_secs(2);
+/// After how long to decide anew on what has changed meanwhile.
+const RETRY_CONFLICT: Duration = Duration::from_millis(100);
+
+/// What the controllers are given.
+#[derive(Clone)]
+pub struct Work {
+    /// The API server.
+    pub client: Client,
+    /// How it is reached.
+    pub config: Config,
+    /// The operator's own namespace.
+    pub namespace: String,
+    /// This replica's name.
+    pub instance: String,
+    /// The flags.
+    pub args: ControlArgs,
+    /// The metrics.
+    pub metrics: Metrics,
+}
+
+/// Runs the controllers whenever this replica leads, until `stop`.
+///
+/// # Errors
+/// When a client cannot be built at all.
+pub async fn run(
+    work: Work,
+    mut leads: watch::Receiver<bool>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        let led = tokio::select! {
+            led = leads.wait_for(|leads| *leads) => led.is_ok(),
+            () = stop.cancelled() => false,
+        };
+        if !led {
+            return Ok(());
+        }
+        work.metrics.leads.set(1);
+        let broken = tokio::select! {
+            ended = lead(&work) => ended.err(),
+            _ = leads.wait_for(|leads| !*leads) => None,
+            () = stop.cancelled() => None,
+        };
+        work.metrics.leads.set(0);
+        if let Some(error) = broken {
+            // Starting over is all that can be done, and is always right.
+            tracing::warn!(error = format!("{error:#}"), "a term of work broke; starting over");
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// One term: watches, caches, and the controllers on them. Ends only when something is broken.
+async fn lead(work: &Work) -> anyhow::Result<()> {
+    // Watches must not end for want of news; calls must end.
+    let mut config = work.config.clone();
+    config.default_retry = false;
+    let watches = Client::try_from(config)?;
+    let (triggers, queues) = Triggers::new();
+    let (sightings, injected) = (Arc::default(), Arc::default());
+    let (caches, watches) = start(&watches, &triggers, &sightings, &injected);
+    let watching = select_all(watches);
+    let clock = Arc::new(SystemClock);
+    let leases = LeaseLocks::new(LeaseClient::new(&work.config)?, Hub::new(), clock);
+    let reporter = Reporter {
+        controller: "holdfast.dev/operator".into(),
+        instance: Some(work.instance.clone()),
+    };
+    let working = async {
+        let floors = Floors::load(work.client.clone(), &work.namespace).await?;
+        caches.complete().await?;
+        tracing::info!(locks = caches.locks.len(), "the caches are complete");
+        let ctx = Arc::new(Context {
+            client: work.client.clone(),
+            namespace: work.namespace.clone(),
+            args: work.args.clone(),
+            caches: caches.clone(),
+            triggers: triggers.clone(),
+            injected,
+            sightings,
+            published: Published::default(),
+            leases,
+            stores: Stores::default(),
+            users: Users::default(),
+            doubts: Doubts::default(),
+            floors,
+            forced: crate::context::Forced::default(),
+            pace: Pace::default(),
+            recorder: Recorder::new(work.client.clone(), reporter),
+            metrics: work.metrics.clone(),
+        });
+        caches.trigger_all(&triggers);
+        control(ctx, queues).await;
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        _ = watching => anyhow::bail!("a watch ended"),
+        ended = working => ended,
+    }
+}
+
+/// Every controller at once. They end when their queues do: never, in a term.
+async fn control(ctx: Arc<Context>, queues: Queues) {
+    let Queues { locks, backends, namespaces } = queues;
+    let caches = ctx.caches.clone();
+    let classes = Kind::ALL.iter().map(|kind| match kind {
+        Kind::Lock => "Lock",
+    });
+    tracing::debug!(kinds = ?classes.collect::<Vec<_>>(), "the controllers start");
+    tokio::join!(
+        drive("Lock", &ctx, caches.locks, locks, pipeline::reconcile),
+        drive("Backend", &ctx, caches.backends, backends, backend::reconcile),
+        drive("Namespace", &ctx, caches.namespaces, namespaces, bundle::reconcile),
+    );
+}
+
+/// Runs one controller: takes from its queue, measures, and tries again what failed.
+async fn drive<K, F>(
+    kind: &'static str,
+    ctx: &Arc<Context>,
+    store: Store<K>,
+    queue: mpsc::UnboundedReceiver<ObjectRef<K>>,
+    reconcile: fn(Arc<K>, Arc<Context>) -> F,
+) where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+    F: Future<Output = Result<Action, Error>> + Send,
+{
+    let measured = move |object: Arc<K>, ctx: Arc<Context>| {
+        Box::pin(async move {
+            let metrics = ctx.metrics.clone();
+            let timer = metrics.reconcile_seconds.with_label_values(&[kind]).start_timer();
+            let ended = reconcile(object, ctx).await;
+            timer.observe_duration();
+            let outcome = ended.as_ref().map_or_else(Error::label, |_| "done");
+            metrics.reconciles.with_label_values(&[kind, outcome]).inc();
+            ended
+        })
+    };
+    let again = |object: Arc<K>, error: &Error, _: Arc<Context>| match error {
+        Error::Conflict(_) => Action::requeue(RETRY_CONFLICT),
+        error => {
+            let name = ObjectRef::from_obj(&*object);
+            tracing::warn!(error = error.chain(), object = %name, "not done; trying again");
+            Action::requeue(RETRY)
+        }
+    };
+    let config = controller::Config::default().concurrency(CONCURRENCY);
+    applier(measured, again, ctx.clone(), store, requests(queue), config)
+        .for_each(|ended| {
+            // What failed has been logged, and what is gone needs nothing.
+            if let Err(error) = ended {
+                tracing::trace!(%error, kind);
+            }
+            std::future::ready(())
+        })
+        .await;
+}

@@ -1,0 +1,75 @@
+//! Looks at holders: of Leases through the watch that there is anyway, of a Redis by asking it, at a
+//! rate that follows from what asking costs.
+
+use std::time::Duration;
+
+use holdfast_api::v1alpha1::LockStatus;
+use holdfast_core::{Fence, Key};
+use tokio::time::{Instant, timeout};
+
+use super::{Ending, Held, Observed, config};
+use crate::{context::Context, pipeline::Valid};
+
+/// A Redis is asked no more often.
+const LEAST: Duration = Duration::from_secs(1);
+/// Asking takes at most a twentieth of the time.
+const SHARE: u32 = 20;
+/// A look that takes longer is given up.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// The holders of a class on Leases. Who waits is known to each sidecar alone.
+pub(super) fn leases(ctx: &Context, valid: &Valid) -> Observed {
+    let mut observed = Observed::default();
+    for key in valid.lease_keys() {
+        let Some(look) = ctx.sightings.look(&valid.namespace, &valid.lease_name(&key)) else {
+            continue;
+        };
+        if look.is_held() {
+            let again = observed.again.map_or(look.left, |known| known.min(look.left));
+            observed.again = Some(again);
+            let fence = look.record.fence.unwrap_or(Fence::new(0));
+            observed.held.insert(key, Held { pod: look.holder, fence, held_for: None });
+        } else {
+            let expired = look.record.mark.is_some() && !look.record.released;
+            let ending = if expired { Ending::Expired } else { Ending::Released };
+            observed.endings.insert(key, ending);
+        }
+    }
+    observed
+}
+
+/// The holders and waiters of a class on a Redis. One that does not answer leaves the status as it
+/// was: the Backend's condition tells.
+pub(super) async fn store(ctx: &Context, valid: &Valid, before: &LockStatus) -> Observed {
+    let asked = Instant::now();
+    let look = async {
+        let backend = valid.backend.as_ref()?;
+        let store = ctx.stores.get(backend).ok()?;
+        let looked = store.look(&valid.namespace, &valid.class.name, config(valid)).await;
+        looked.inspect_err(|error| tracing::debug!(%error, "cannot look at a lock")).ok()
+    };
+    let found = timeout(WITHIN, look).await.ok().flatten();
+    let again = Some(LEAST.max(asked.elapsed() * SHARE));
+    let Some(found) = found else { return Observed { again, ..as_before(before) } };
+    let mut observed = Observed { again, ..Observed::default() };
+    for (key, view) in found {
+        observed.waiting = observed.waiting.saturating_add(view.waiters);
+        if let Some(holder) = view.holder {
+            let held = Held {
+                pod: holder.holder.to_string(),
+                fence: holder.fence,
+                held_for: Some(holder.held_for),
+            };
+            observed.held.insert(key, held);
+        }
+    }
+    observed
+}
+
+fn as_before(before: &LockStatus) -> Observed {
+    let held = before.holders.iter().filter_map(|holder| {
+        let fence = holder.fence.parse().ok()?;
+        Some((Key::new(&holder.key).ok()?, Held { pod: holder.pod.clone(), fence, held_for: None }))
+    });
+    Observed { held: held.collect(), waiting: before.waiting, ..Observed::default() }
+}

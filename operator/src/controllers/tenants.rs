@@ -1,0 +1,299 @@
+//! What a namespace has on each Redis that its classes live on: a user bound to its keys, the
+//! credentials in its Secret, and the marker of the epoch.
+//!
+//! - A password is in the Secret before the store knows it: nobody is locked out by a crash.
+//! - A marker is set only for an epoch that is open, and before the bundle says so. A marker that is
+//!   missing although the bundle said so has been lost, with data, and so the epoch is raised.
+//! - A store that is away changes nothing of what was published.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Mutex,
+    time::Duration,
+};
+
+use holdfast_api::{
+    bundle::{Bundle, Epoch},
+    names::{LABEL_MANAGED, REDIS_SECRET},
+    v1alpha1::{
+        Backend,
+        backend::{EpochStatus, Tenancy},
+    },
+};
+use holdfast_core::BackendError;
+use k8s_openapi::{
+    ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{Api, ResourceExt};
+use tokio::time::timeout;
+
+use crate::{
+    apply,
+    context::{Context, lock},
+    error::Error,
+    stores::Store,
+};
+
+/// For how long one store may take.
+const WITHIN: Duration = Duration::from_secs(3);
+/// After how long to look again at a store that did not answer.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The users that this leader has seen to: by Backend and namespace, the run of the store and the
+/// password they were made with. A store that starts again has forgotten its users.
+#[derive(Default)]
+pub struct Users(Mutex<HashMap<(String, String), (String, String)>>);
+
+/// How far a namespace has come on its stores.
+#[derive(Default)]
+pub struct Tenants {
+    open: BTreeSet<String>,
+    /// When to look again.
+    pub again: Option<Duration>,
+}
+
+impl Tenants {
+    /// Whether the namespace may be told that the Backend's epoch is open.
+    pub fn is_open(&self, backend: &str) -> bool {
+        self.open.contains(backend)
+    }
+}
+
+/// Sees to the users, the Secret and the markers of a namespace.
+///
+/// # Errors
+/// Whatever the API server says. A store that does not answer is no error here.
+pub async fn provision(
+    ctx: &Context,
+    namespace: &str,
+    wanted: &BTreeSet<String>,
+    published: Option<&Bundle>,
+) -> Result<Tenants, Error> {
+    let mut tenants = Tenants::default();
+    let was_used =
+        published.is_some_and(|bundle| bundle.backends.values().any(|b| b.redis.is_some()));
+    if wanted.is_empty() && !was_used {
+        return Ok(tenants);
+    }
+    let backends: Vec<_> = wanted.iter().filter_map(|name| ctx.caches.backend(name)).collect();
+    let credentials = secret(ctx, namespace, &backends).await?;
+    for backend in &backends {
+        let name = backend.name_any();
+        let before = published.and_then(|bundle| bundle.backends.get(&name)?.epoch.clone());
+        let tenant = Tenant { ctx, namespace, backend, name: &name };
+        let password = credentials.get(&password_key(&name)).cloned().unwrap_or_default();
+        let set_up = async {
+            let store = ctx.stores.get(backend)?;
+            tenant.ensure_user(&store, &password).await?;
+            tenant.mark(&store, before.as_ref()).await
+        };
+        match timeout(WITHIN, set_up).await {
+            Ok(Ok(true)) => {
+                tenants.open.insert(name);
+            }
+            Ok(Ok(false)) => {}
+            failed => {
+                let why = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer within {WITHIN:?}"),
+                };
+                tracing::debug!(backend = name, namespace, why, "the store is not set up yet");
+                tenants.again = Some(RETRY);
+                // What sidecars were told stays true or false by the store's own guard.
+                if tenant.epoch().is_some_and(|epoch| is_same(&epoch, before.as_ref())) {
+                    tenants.open.insert(name);
+                }
+            }
+        }
+    }
+    forget_users(ctx, namespace, wanted, published).await;
+    Ok(tenants)
+}
+
+fn is_same(epoch: &EpochStatus, before: Option<&Epoch>) -> bool {
+    before.is_some_and(|before| {
+        before.open && before.number == epoch.number && before.replid == epoch.replid
+    })
+}
+
+fn username_key(backend: &str) -> String {
+    format!("{backend}.username")
+}
+
+fn password_key(backend: &str) -> String {
+    format!("{backend}.password")
+}
+
+/// The ACL user of a namespace.
+pub fn username(namespace: &str) -> String {
+    format!("holdfast-{namespace}")
+}
+
+/// The credentials of a namespace, as its Secret has them by now.
+async fn secret(
+    ctx: &Context,
+    namespace: &str,
+    backends: &[std::sync::Arc<Backend>],
+) -> Result<BTreeMap<String, String>, Error> {
+    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
+    let what = format!("read Secret \"{namespace}/{REDIS_SECRET}\"");
+    let there = api.get_opt(REDIS_SECRET).await.map_err(Error::api(what))?;
+    let is_there = there.is_some();
+    let there = texts(there);
+    let mut wanted = BTreeMap::new();
+    for backend in backends {
+        let name = backend.name_any();
+        let (user, password) = match backend.spec.redis.tenancy {
+            Tenancy::PerNamespaceUser => {
+                let known = there.get(&password_key(&name)).filter(|known| !known.is_empty());
+                (username(namespace), known.cloned().unwrap_or_else(random_password))
+            }
+            Tenancy::Shared => {
+                let shared = own_credentials(ctx, backend).await?;
+                let user = shared.username.unwrap_or_else(|| "default".into());
+                (user, shared.password.unwrap_or_default())
+            }
+        };
+        wanted.insert(username_key(&name), user);
+        wanted.insert(password_key(&name), password);
+    }
+    if wanted.is_empty() {
+        if is_there {
+            apply::delete(ctx, &api, REDIS_SECRET).await?;
+        }
+    } else if wanted != there {
+        let data = wanted.iter().map(|(k, v)| (k.clone(), ByteString(v.clone().into_bytes())));
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(REDIS_SECRET.into()),
+                namespace: Some(namespace.to_owned()),
+                labels: Some([(LABEL_MANAGED.to_owned(), "true".to_owned())].into()),
+                ..ObjectMeta::default()
+            },
+            data: Some(data.collect()),
+            type_: Some("Opaque".into()),
+            ..Secret::default()
+        };
+        apply::secret(ctx, &secret).await?;
+    }
+    Ok(wanted)
+}
+
+fn texts(secret: Option<Secret>) -> BTreeMap<String, String> {
+    let data = secret.and_then(|secret| secret.data).unwrap_or_default();
+    let text = |bytes: ByteString| String::from_utf8(bytes.0).unwrap_or_default();
+    data.into_iter().map(|(key, value)| (key, text(value))).collect()
+}
+
+/// The operator's own credentials on a Backend.
+///
+/// # Errors
+/// Whatever the API server says.
+pub async fn own_credentials(
+    ctx: &Context,
+    backend: &Backend,
+) -> Result<holdfast_backend::redis::Credentials, Error> {
+    let Some(reference) = &backend.spec.redis.credentials_secret_ref else {
+        return Ok(holdfast_backend::redis::Credentials::default());
+    };
+    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), &ctx.namespace);
+    let what = format!("read Secret \"{}/{}\"", ctx.namespace, reference.name);
+    let secret = texts(Some(api.get(&reference.name).await.map_err(Error::api(what))?));
+    Ok(holdfast_backend::redis::Credentials {
+        username: secret.get("username").filter(|name| !name.is_empty()).cloned(),
+        password: secret.get("password").filter(|text| !text.is_empty()).cloned(),
+    })
+}
+
+/// Two random identifiers: 244 random bits.
+fn random_password() -> String {
+    use holdfast_core::HoldId;
+    format!("{}{}", HoldId::random(), HoldId::random())
+}
+
+/// A namespace on one store.
+struct Tenant<'a> {
+    ctx: &'a Context,
+    namespace: &'a str,
+    backend: &'a Backend,
+    name: &'a str,
+}
+
+impl Tenant<'_> {
+    fn epoch(&self) -> Option<EpochStatus> {
+        self.backend.status.as_ref()?.epoch.clone()
+    }
+
+    async fn ensure_user(&self, store: &Store, password: &str) -> Result<(), BackendError> {
+        let Some(epoch) = self.epoch() else { return Ok(()) };
+        if self.backend.spec.redis.tenancy == Tenancy::Shared {
+            return Ok(());
+        }
+        let entry = (self.name.to_owned(), self.namespace.to_owned());
+        let made_with = (epoch.replid, password.to_owned());
+        if lock(&self.ctx.users.0).get(&entry) == Some(&made_with) {
+            return Ok(());
+        }
+        let user = username(self.namespace);
+        store.admin.ensure_user(self.namespace, &user, &[password.to_owned()]).await?;
+        lock(&self.ctx.users.0).insert(entry, made_with);
+        Ok(())
+    }
+
+    /// Sees to the marker; whether the epoch is open for the namespace.
+    async fn mark(&self, store: &Store, before: Option<&Epoch>) -> Result<bool, BackendError> {
+        let Some(epoch) = self.epoch().filter(|epoch| epoch.open) else { return Ok(false) };
+        match store.admin.marker(self.namespace).await? {
+            Some(marked) if marked == epoch.number => Ok(true),
+            Some(marked) if marked > epoch.number => {
+                self.doubt(marked, "a later epoch is marked in the store");
+                Ok(false)
+            }
+            _ if is_same(&epoch, before) => {
+                self.doubt(epoch.number, "the marker of a namespace was lost");
+                Ok(false)
+            }
+            _ => match store.admin.open_epoch(self.namespace, epoch.number).await {
+                Ok(()) => Ok(true),
+                Err(BackendError::Epoch) => Ok(false),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    fn doubt(&self, above: u64, why: &'static str) {
+        tracing::warn!(backend = self.name, namespace = self.namespace, above, why);
+        self.ctx.doubts.raise_above(self.name, above);
+        self.ctx.triggers.backend(self.name);
+    }
+}
+
+/// Deletes the users of a namespace on Backends that it used until now. Trying once is enough: such
+/// a user reaches nothing but the remains of its own namespace.
+async fn forget_users(
+    ctx: &Context,
+    namespace: &str,
+    wanted: &BTreeSet<String>,
+    published: Option<&Bundle>,
+) {
+    let before = published.iter().flat_map(|bundle| bundle.backends.keys());
+    for name in before.filter(|name| !wanted.contains(*name)) {
+        let Some(backend) = ctx.caches.backend(name) else { continue };
+        drop_user(ctx, namespace, &backend).await;
+    }
+}
+
+/// Deletes the user of a namespace, if the store lets us.
+pub async fn drop_user(ctx: &Context, namespace: &str, backend: &Backend) {
+    let name = backend.name_any();
+    lock(&ctx.users.0).remove(&(name.clone(), namespace.to_owned()));
+    if backend.spec.redis.tenancy == Tenancy::Shared {
+        return;
+    }
+    let Ok(store) = ctx.stores.get(backend) else { return };
+    let user = username(namespace);
+    match timeout(WITHIN, store.admin.drop_user(&user)).await {
+        Ok(Ok(())) => {}
+        failed => tracing::info!(backend = name, user, ?failed, "a user stays in the store"),
+    }
+}

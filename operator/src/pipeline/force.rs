@@ -1,0 +1,137 @@
+//! Force release by annotation: once, with an Event, and then the annotation is gone.
+//!
+//! A crash between the release and the end of the annotation must not take the lock from the next
+//! holder as well. So the fence that the release is meant for is written down first; a key whose
+//! fence has moved past it has been dealt with.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_api::{bundle::ClassConfig, load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
+use holdfast_backend::{
+    hub::Hub,
+    redis::{KnownEpoch, RedisLocks},
+};
+use holdfast_core::{
+    Address, Fence, Key, SessionId, Substrate,
+    lock::{Keys, LockBackend, LockConfig},
+};
+use kube::{ResourceExt, runtime::events::EventType};
+use serde_json::json;
+use tokio::{sync::watch, time::timeout};
+
+use super::{Controlled, Valid};
+use crate::{apply, context::Context, error::Error};
+
+/// The newest fence that the release is meant for.
+const MEANT_FOR: &str = "holdfast.dev/force-release-fence";
+/// The Event about it.
+const FORCE_RELEASED: &str = "ForceReleased";
+/// For how long a store may take.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// Does what the annotation asks for, if it is there.
+///
+/// # Errors
+/// When it could not be done; it stays to be done.
+pub async fn by_annotation<K: Controlled>(
+    ctx: &Context,
+    object: &K,
+    valid: &Valid,
+) -> Result<(), Error> {
+    let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else { return Ok(()) };
+    let ClassConfig::Lock(config) = &valid.class.config;
+    let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT_FOR: null });
+    let key = match parse(asked, config) {
+        Ok(key) => key,
+        Err(why) => {
+            apply::annotate(ctx, object, done).await?;
+            ctx.tell(object, EventType::Warning, "ForceReleaseRefused", why, None).await;
+            return Ok(());
+        }
+    };
+    let at = Address {
+        kind: K::KIND,
+        namespace: valid.namespace.as_str().into(),
+        class: valid.class.name.clone(),
+        key,
+    };
+    let what = format!("release {at} by force");
+    let locks = backend(ctx, valid)?;
+    let store = |error| Error::store(what.clone())(error);
+    let view = within(locks.query(&at, config)).await.map_err(store)?;
+    let newest = view.last_fence.unwrap_or(Fence::new(0));
+    let meant_for = object.annotations().get(MEANT_FOR).and_then(|text| text.parse::<Fence>().ok());
+    let Some(meant_for) = meant_for else {
+        // The change brings us back here.
+        return apply::annotate(ctx, object, json!({ MEANT_FOR: newest.to_string() })).await;
+    };
+    if newest <= meant_for {
+        match within(locks.force_release(&at, config)).await.map_err(store)? {
+            Some(view) => {
+                tracing::info!(lock = %at, holder = %view.holder, fence = %view.fence,
+                    "released by force");
+                let note = format!(
+                    "key \"{}\" was taken from pod \"{}\" (fence {}) by the annotation \
+                     {ANNOTATION_FORCE_RELEASE}",
+                    at.key, view.holder, view.fence
+                );
+                let about = Some((view.holder.to_string(), at.key.to_string()));
+                ctx.forced.note(&at, view.fence);
+                ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
+            }
+            None => {
+                let note = format!("key \"{}\" was not held: nothing to release", at.key);
+                ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
+            }
+        }
+    }
+    apply::annotate(ctx, object, done).await
+}
+
+/// The key that was asked for; the only one, when none was.
+fn parse(asked: &str, config: &LockConfig) -> Result<Key, String> {
+    let key = match (asked, &config.keys) {
+        ("", Keys::Fixed(keys)) if keys.len() == 1 => return Ok(keys[0].clone()),
+        ("", _) => Key::default_key(),
+        (asked, _) => Key::new(asked).map_err(|why| {
+            format!("{ANNOTATION_FORCE_RELEASE}: \"{asked}\" cannot be a key: {why}")
+        })?,
+    };
+    if config.keys.contains(&key) {
+        return Ok(key);
+    }
+    let known = match &config.keys {
+        Keys::Fixed(keys) => keys.iter().map(Key::as_str).collect(),
+        Keys::Any => Vec::new(),
+    };
+    let hint = did_you_mean(key.as_str(), known);
+    Err(format!("{ANNOTATION_FORCE_RELEASE}: there is no key \"{key}\"{hint}"))
+}
+
+async fn within<T>(
+    call: impl Future<Output = Result<T, holdfast_core::BackendError>>,
+) -> Result<T, holdfast_core::BackendError> {
+    timeout(WITHIN, call).await.unwrap_or_else(|_| {
+        Err(holdfast_core::BackendError::Unknown(format!("no answer within {WITHIN:?}")))
+    })
+}
+
+/// The substrate of a class, with the epoch of now.
+fn backend(ctx: &Context, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> {
+    if valid.substrate != Substrate::Redis {
+        return Ok(ctx.leases.clone());
+    }
+    let what = || format!("reach Backend \"{}\"", valid.class.backend);
+    let unavailable = |text: &str| holdfast_core::BackendError::Unavailable(text.to_owned());
+    let backend = valid.backend.as_ref().ok_or_else(|| unavailable("there is none"));
+    let backend = backend.map_err(Error::store(what()))?;
+    let epoch = valid.published.as_ref().and_then(|bundle| {
+        let epoch = bundle.backends.get(&valid.class.backend)?.epoch.clone()?;
+        Some(KnownEpoch { number: epoch.number, replid: epoch.replid, open: epoch.open })
+    });
+    let config = ctx.stores.get(backend).map_err(Error::store(what()))?.config.clone();
+    let (_, known) = watch::channel(epoch);
+    let session = SessionId::random();
+    let locks = RedisLocks::connect(config, &valid.namespace, session, Hub::new(), known);
+    Ok(locks.map_err(Error::store(what()))?)
+}

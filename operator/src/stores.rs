@@ -1,0 +1,171 @@
+//! The Redis servers that Backends name: one administrator's connection and one observer's each,
+//! made anew when the Backend says something else.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use holdfast_api::v1alpha1::{Backend, backend::RedisSpec};
+use holdfast_backend::{
+    hub::Hub,
+    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks},
+};
+use holdfast_core::{
+    Address, BackendError, ClassName, Key, Kind, SessionId,
+    lock::{Consistency, Fairness, Keys, LockBackend, LockConfig, LockView},
+};
+use kube::ResourceExt;
+use tokio::sync::{Semaphore, watch};
+
+use crate::context::lock;
+
+/// Keys of a class that are looked at.
+const KEYS: usize = 1_000;
+
+/// A Redis.
+pub struct Store {
+    spec: RedisSpec,
+    /// How it is reached.
+    pub config: RedisConfig,
+    /// To look after it.
+    pub admin: RedisAdmin,
+    observer: Arc<RedisLocks>,
+    credentials: Arc<Mutex<Credentials>>,
+    /// The run of the store that has our library.
+    library_in: Mutex<Option<String>>,
+    /// A look at a class may scan all names of the store: one at a time.
+    looks: Semaphore,
+}
+
+/// All of them, by the name of their Backend.
+#[derive(Default)]
+pub struct Stores(Mutex<HashMap<String, Arc<Store>>>);
+
+impl Stores {
+    /// The store of a Backend.
+    ///
+    /// # Errors
+    /// When its address cannot be used at all.
+    pub fn get(&self, backend: &Backend) -> Result<Arc<Store>, BackendError> {
+        let mut all = lock(&self.0);
+        if let Some(there) = all.get(&backend.name_any()) {
+            if there.spec == backend.spec.redis {
+                return Ok(there.clone());
+            }
+        }
+        let store = Arc::new(Store::new(&backend.spec.redis)?);
+        all.insert(backend.name_any(), store.clone());
+        Ok(store)
+    }
+
+    /// Closes the connections to a store.
+    pub fn forget(&self, backend: &str) {
+        lock(&self.0).remove(backend);
+    }
+}
+
+impl Store {
+    fn new(spec: &RedisSpec) -> Result<Self, BackendError> {
+        let address = spec.addresses.first().map_or("", String::as_str);
+        let credentials = Arc::new(Mutex::new(Credentials::default()));
+        let source = credentials.clone();
+        let mut config = RedisConfig::new(address)
+            .map_err(BackendError::Unavailable)?
+            .with_database(i64::from(spec.database))
+            .with_credentials(Arc::new(move || Ok(lock(&source).clone())));
+        if let Some(tls) = &spec.tls {
+            config = config.with_tls(tls.ca.clone().map(String::into_bytes));
+        }
+        let (_, no_epoch) = watch::channel(None);
+        // Looking needs no epoch and no namespace of its own.
+        let observer =
+            RedisLocks::connect(config.clone(), "", SessionId::random(), Hub::new(), no_epoch)?;
+        Ok(Store {
+            spec: spec.clone(),
+            admin: RedisAdmin::connect(&config)?,
+            config,
+            observer,
+            credentials,
+            library_in: Mutex::default(),
+            looks: Semaphore::new(1),
+        })
+    }
+
+    /// Uses other credentials from the next connection on.
+    pub fn set_credentials(&self, credentials: Credentials) {
+        *lock(&self.credentials) = credentials;
+    }
+
+    /// Sees to it that this run of the store has our function library.
+    ///
+    /// # Errors
+    /// When the store does not answer, or does not let us.
+    pub async fn ensure_library(&self, run: &str) -> Result<(), BackendError> {
+        if lock(&self.library_in).as_deref() != Some(run) {
+            self.admin.load_library().await?;
+            *lock(&self.library_in) = Some(run.to_owned());
+        }
+        Ok(())
+    }
+
+    /// The keys of a class that are held or waited for.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn look(
+        &self,
+        namespace: &str,
+        class: &ClassName,
+        config: &LockConfig,
+    ) -> Result<Vec<(Key, LockView)>, BackendError> {
+        let _turn = self.looks.acquire().await;
+        let Keys::Fixed(keys) = &config.keys else {
+            return self.observer.list(namespace, class, config, KEYS).await;
+        };
+        let mut found = Vec::new();
+        for key in keys {
+            let at = Address {
+                kind: Kind::Lock,
+                namespace: namespace.into(),
+                class: class.clone(),
+                key: key.clone(),
+            };
+            let view = self.observer.query(&at, config).await?;
+            if view.holder.is_some() || view.waiters > 0 {
+                found.push((key.clone(), view));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether any key of a class is held: for how much longer at the least.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn held(
+        &self,
+        namespace: &str,
+        class: &ClassName,
+    ) -> Result<Option<Duration>, BackendError> {
+        let views = self.look(namespace, class, &any_key()).await?;
+        Ok(views.into_iter().filter_map(|(_, view)| Some(view.holder?.ttl)).min())
+    }
+}
+
+/// A configuration that lets every key be looked at.
+fn any_key() -> LockConfig {
+    LockConfig {
+        generation: 0,
+        ttl_ms: 1_000,
+        max_hold_ms: 0,
+        min_hold_ms: 0,
+        lock_delay_ms: 0,
+        keys: Keys::Any,
+        max_waiters: 0,
+        fairness: Fairness::Fifo,
+        consistency: Consistency::Strict,
+        fence_floor: holdfast_core::Fence::new(0),
+    }
+}
