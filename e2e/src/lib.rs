@@ -1,1 +1,265 @@
-//! placeholder
+//! What the cluster tests share: the tools that users have (kubectl, helm, curl in a pod), and
+//! namespaces of their own. Nothing of the product's insides.
+//!
+//! Run by `hack/e2e.sh`, which names the tools and images in the environment; without them the tests
+//! fail, they are never skipped.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    sync::OnceLock,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+/// The namespace of the operator.
+pub const SYSTEM: &str = "holdfast-system";
+
+fn env(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run hack/e2e.sh"))
+}
+
+/// The root of the checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The image with curl and redis.
+pub fn app_image() -> String {
+    env("HOLDFAST_APP_IMAGE")
+}
+
+fn run(program: &str, args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env(program))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{program}: {error}"));
+    child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("it reads");
+    child.wait_with_output().expect("it ends")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// Runs kubectl; what it prints, or what it complains about.
+pub fn try_kubectl(args: &[&str], input: &str) -> Result<String, String> {
+    let output = run("KUBECTL", args, input);
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// Runs kubectl, which must succeed.
+pub fn kubectl(args: &[&str]) -> String {
+    try_kubectl(args, "").unwrap_or_else(|error| panic!("kubectl {}: {error}", args.join(" ")))
+}
+
+/// Applies YAML, which must succeed.
+pub fn apply(namespace: &str, yaml: &str) {
+    try_kubectl(&["apply", "-n", namespace, "-f", "-"], yaml)
+        .unwrap_or_else(|error| panic!("{error}\n{yaml}"));
+}
+
+/// An object as JSON.
+pub fn get(namespace: &str, what: &str) -> Value {
+    let output = kubectl(&["get", "-n", namespace, what, "-o", "json"]);
+    serde_json::from_str(&output).expect("JSON")
+}
+
+/// Runs helm, which must succeed.
+pub fn helm(args: &[&str]) -> String {
+    let output = run("HELM", args, "");
+    assert!(output.status.success(), "helm {}: {}", args.join(" "), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Installs or upgrades the chart with the image under test; more arguments may follow.
+pub fn helm_upgrade(more: &[&str]) {
+    let image = env("HOLDFAST_IMAGE");
+    let (repository, tag) = image.rsplit_once(':').expect("NAME:TAG");
+    let chart = root().join("charts/holdfast");
+    let (repository, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
+    let args = [
+        "upgrade",
+        "--install",
+        "holdfast",
+        chart.to_str().expect("UTF-8"),
+        "-n",
+        SYSTEM,
+        "--create-namespace",
+        "--set",
+        &repository,
+        "--set",
+        &tag,
+        "--wait",
+        "--timeout",
+        "120s",
+    ];
+    helm(&[&args[..], more].concat());
+}
+
+/// The product, installed once for a test binary.
+pub fn installed() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| helm_upgrade(&[]));
+}
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < within, "not within {within:?}: {what}");
+        sleep(Duration::from_millis(100));
+    }
+    begun.elapsed()
+}
+
+/// A namespace that lives as long as the value.
+pub struct Namespace {
+    /// Its name.
+    pub name: String,
+}
+
+impl Namespace {
+    /// A new one, with the product installed.
+    pub fn new(name: &str) -> Self {
+        installed();
+        let name = format!("{name}-{}", std::process::id());
+        kubectl(&["create", "namespace", &name]);
+        Namespace { name }
+    }
+
+    /// Applies YAML in it.
+    pub fn apply(&self, yaml: &str) {
+        apply(&self.name, yaml);
+    }
+
+    /// Declares a lock and waits until it can be used.
+    pub fn lock(&self, name: &str, spec: &str) {
+        self.apply(&format!(
+            "{{apiVersion: holdfast.dev/v1alpha1, kind: Lock, metadata: {{name: {name}}}, spec: {spec}}}"
+        ));
+        let lock = format!("lock/{name}");
+        kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &lock, "--timeout=60s"]);
+    }
+
+    /// Starts pods with a sidecar and waits until they are ready.
+    pub fn pods(&self, names: &[&str]) -> Vec<Pod> {
+        for name in names {
+            self.apply(&format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: \
+                 {{holdfast.dev/inject: 'true'}}}}, spec: {{terminationGracePeriodSeconds: 10, \
+                 containers: [{{name: app, image: '{}', imagePullPolicy: IfNotPresent, command: \
+                 [/bin/sh, -c, 'trap exit TERM; while :; do sleep 0.2; done']}}]}}}}",
+                app_image()
+            ));
+        }
+        for name in names {
+            let pod = format!("pod/{name}");
+            kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &pod, "--timeout=90s"]);
+        }
+        let pod = |name: &&str| Pod { namespace: self.name.clone(), name: (*name).to_owned() };
+        names.iter().map(pod).collect()
+    }
+
+    /// A column of `kubectl get lock`.
+    pub fn column(&self, lock: &str, header: &str) -> String {
+        let table = kubectl(&["get", "lock", lock, "-n", &self.name]);
+        let (head, row) = table.split_once('\n').expect("a header and a row");
+        let start = head.find(header).unwrap_or_else(|| panic!("no {header} in {head}"));
+        row.get(start..).and_then(|rest| rest.split(' ').next()).unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "{}",
+                text(
+                    &run("KUBECTL", &["get", "all,lock,lease,event", "-n", &self.name], "").stdout
+                )
+            );
+        }
+        drop(try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], ""));
+    }
+}
+
+/// A pod with a sidecar.
+#[derive(Clone)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl Pod {
+    /// Runs a command in the app's container; what it prints.
+    pub fn exec(&self, command: &[&str]) -> Result<String, String> {
+        let args = ["exec", "-n", &self.namespace, &self.name, "-c", "app", "--"];
+        try_kubectl(&[&args[..], command].concat(), "")
+    }
+
+    /// Calls the sidecar with plain curl; the JSON that it answers.
+    pub fn curl(&self, args: &[&str]) -> Value {
+        let output = self.exec(&[&["curl", "-s", "--max-time", "70"][..], args].concat());
+        let output = output.unwrap_or_else(|error| panic!("curl in {}: {error}", self.name));
+        serde_json::from_str(&output).unwrap_or_else(|_| panic!("not JSON: {output}"))
+    }
+
+    /// `POST /v1/locks/PATH`.
+    pub fn post(&self, path: &str) -> Value {
+        self.curl(&["-X", "POST", &format!("http://127.0.0.1:4140/v1/locks/{path}")])
+    }
+
+    /// `GET PATH`.
+    pub fn get(&self, path: &str) -> Value {
+        self.curl(&[&format!("http://127.0.0.1:4140{path}")])
+    }
+
+    /// Acquires a lock, which must succeed.
+    pub fn acquire(&self, lock: &str, query: &str) -> Value {
+        let hold = self.post(&format!("{lock}/acquire?{query}"));
+        assert!(hold["holdId"].is_string(), "{} did not get {lock}: {hold}", self.name);
+        hold
+    }
+
+    /// Releases a hold.
+    pub fn release(&self, lock: &str, hold: &Value) -> Value {
+        let id = hold["holdId"].as_str().expect("a holdId");
+        self.post(&format!("{lock}/release?holdId={id}"))
+    }
+}
+
+/// A fence as a number.
+pub fn fence(hold: &Value) -> u64 {
+    hold["fence"].as_str().and_then(|text| text.parse().ok()).expect("a fence")
+}
+
+/// A Redis in the cluster, and where it is. Lives in the namespace.
+pub fn redis(namespace: &str, name: &str) -> String {
+    apply(
+        namespace,
+        &format!(
+            "{{apiVersion: v1, kind: List, items: [{{apiVersion: v1, kind: Pod, metadata: \
+             {{name: {name}, labels: {{app: {name}}}}}, spec: {{containers: [{{name: redis, \
+             image: '{}', imagePullPolicy: IfNotPresent, command: [redis-server, --bind, 0.0.0.0, \
+             --protected-mode, 'no', --dir, /tmp, --appendonly, 'yes', --save, '', \
+             --maxmemory-policy, noeviction], readinessProbe: {{periodSeconds: 1, exec: {{command: \
+             [redis-cli, ping]}}}}}}]}}}}, {{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+             spec: {{selector: {{app: {name}}}, ports: [{{port: 6379}}]}}}}]}}",
+            app_image()
+        ),
+    );
+    let pod = format!("pod/{name}");
+    kubectl(&["wait", "-n", namespace, "--for=condition=Ready", &pod, "--timeout=60s"]);
+    let service = get(namespace, &format!("service/{name}"));
+    // Without cluster DNS, by address.
+    format!("{}:6379", service["spec"]["clusterIP"].as_str().expect("an address"))
+}

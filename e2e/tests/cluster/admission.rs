@@ -1,0 +1,154 @@
+//! What the API server refuses, and what it says.
+
+use holdfast_e2e::{Namespace, get, kubectl, try_kubectl};
+
+fn lock(spec: &str) -> String {
+    format!(
+        "{{apiVersion: holdfast.dev/v1alpha1, kind: Lock, metadata: {{name: x}}, spec: {spec}}}"
+    )
+}
+
+#[test]
+fn every_rule_of_a_lock_has_a_case_that_passes_and_one_that_fails() {
+    let namespace = Namespace::new("rules");
+    let try_lock = |yaml: &str| {
+        try_kubectl(&["apply", "--dry-run=server", "-n", &namespace.name, "-f", "-"], yaml)
+    };
+    for (good, bad, says) in [
+        ("{ttlSeconds: 1}", "{ttlSeconds: 0}", "greater than or equal to 1"),
+        ("{ttlSeconds: 86400}", "{ttlSeconds: 86401}", "less than or equal to 86400"),
+        (
+            "{ttlSeconds: 30, maxHoldSeconds: 30}",
+            "{ttlSeconds: 30, maxHoldSeconds: 29}",
+            "maxHoldSeconds must not be less than ttlSeconds",
+        ),
+        (
+            "{maxHoldSeconds: 60, minHoldSeconds: 60}",
+            "{maxHoldSeconds: 60, minHoldSeconds: 61}",
+            "minHoldSeconds must not be greater than maxHoldSeconds",
+        ),
+        ("{fairness: None}", "{fairness: Fifo}", "cannot promise an order"),
+        ("{backend: main, fairness: Fifo}", "{backend: memory}", "exists in `holdfast dev` only"),
+        (
+            "{backend: main, consistency: BestEffort}",
+            "{consistency: BestEffort}",
+            "the lease backend is always Strict",
+        ),
+        ("{keys: [a, b]}", "{keys: [a, a]}", "Duplicate value"),
+        ("{queue: {maxWaiters: 0}}", "{queue: {maxWaiters: 10001}}", "less than or equal to 10000"),
+        (
+            "{access: [{serviceAccounts: [a]}]}",
+            "{access: [{serviceAccounts: []}]}",
+            "should have at least 1 items",
+        ),
+        ("{}", "{ttlSecond: 5}", "unknown field"),
+    ] {
+        try_lock(&lock(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
+        let refusal = try_lock(&lock(bad)).expect_err(bad);
+        assert!(refusal.contains(says), "{bad}: {refusal}");
+    }
+    let long = "l".repeat(53);
+    let named = lock("{}").replacen("name: x", &format!("name: {long}"), 1);
+    assert!(try_lock(&named).expect_err("too long").contains("at most 52 characters"));
+    namespace.lock("x", "{}");
+    let moved = try_lock(&lock("{backend: main}")).expect_err("backend is immutable");
+    assert!(moved.contains("backend cannot be changed"), "{moved}");
+}
+
+#[test]
+fn every_rule_of_a_backend_has_a_case_that_passes_and_one_that_fails() {
+    holdfast_e2e::installed();
+    let try_backend = |name: &str, spec: &str| {
+        let yaml = format!(
+            "{{apiVersion: holdfast.dev/v1alpha1, kind: Backend, metadata: {{name: {name}}}, spec: {spec}}}"
+        );
+        try_kubectl(&["apply", "--dry-run=server", "-f", "-"], &yaml)
+    };
+    let good = "{redis: {mode: Standalone, addresses: ['r:6379']}}";
+    try_backend("r", good).unwrap();
+    for (name, spec) in [
+        ("lease", good),
+        ("memory", good),
+        ("r", "{redis: {mode: Standalone, addresses: []}}"),
+        ("r", "{redis: {mode: Standalone, addresses: ['a:1', 'b:1']}}"),
+        ("r", "{redis: {mode: Standalone, addresses: ['r:6379'], database: 16384}}"),
+        ("r", "{redis: {mode: Sideways, addresses: ['r:6379']}}"),
+    ] {
+        let refusal = try_backend(name, spec).expect_err(spec);
+        assert!(refusal.contains("nvalid") || refusal.contains("nsupported"), "{spec}: {refusal}");
+    }
+}
+
+#[test]
+fn explain_reads_well_and_columns_are_there() {
+    let namespace = Namespace::new("explain");
+    let text = kubectl(&["explain", "lock.spec.ttlSeconds"]);
+    assert!(text.contains("Seconds a hold lasts without a renewal"), "{text}");
+    let text = kubectl(&["explain", "backend.spec.redis"]);
+    assert!(text.contains("addresses"), "{text}");
+    namespace.lock("x", "{}");
+    let table = kubectl(&["get", "lock", "-n", &namespace.name]);
+    let header: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
+    let columns = ["NAME", "READY", "HOLDER", "FENCE", "WAITING", "BACKEND", "GUARANTEE", "AGE"];
+    assert_eq!(header, columns);
+    assert!(kubectl(&["get", "holdfast", "-A"]).contains("lock.holdfast.dev/x"));
+    let lock = get(&namespace.name, "lock/x");
+    assert_eq!(lock["status"]["conditions"][0]["type"], "Ready");
+    assert_eq!(lock["status"]["guarantee"], "Consensus");
+}
+
+#[test]
+fn a_pod_that_does_not_ask_gets_no_sidecar_and_a_job_completes_with_one() {
+    let namespace = Namespace::new("inject");
+    namespace.lock("job", "{ttlSeconds: 5}");
+    let image = holdfast_e2e::app_image();
+    namespace.apply(&format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: plain}}, spec: {{containers: \
+         [{{name: app, image: '{image}', imagePullPolicy: IfNotPresent, command: [sleep, '60']}}]}}}}"
+    ));
+    let plain = get(&namespace.name, "pod/plain");
+    assert!(plain["spec"]["initContainers"].is_null(), "{plain}");
+    namespace.apply(&format!(
+        "{{apiVersion: batch/v1, kind: Job, metadata: {{name: once}}, spec: {{template: {{metadata: \
+         {{labels: {{holdfast.dev/inject: 'true'}}}}, spec: {{restartPolicy: Never, containers: \
+         [{{name: app, image: '{image}', imagePullPolicy: IfNotPresent, command: [/bin/sh, -ec, \
+         'curl -sf --retry 20 --retry-delay 1 --retry-all-errors -X POST \
+         http://127.0.0.1:4140/v1/locks/job/acquire?waitSeconds=30']}}]}}}}}}}}"
+    ));
+    kubectl(&[
+        "wait",
+        "-n",
+        &namespace.name,
+        "--for=condition=Complete",
+        "job/once",
+        "--timeout=90s",
+    ]);
+    // Its pod has ended, so its hold is released and not only run out.
+    let pods = namespace.pods(&["after"]);
+    pods[0].acquire("job", "waitSeconds=10");
+}
+
+#[test]
+fn a_bad_class_says_what_to_do_and_harms_no_other() {
+    let namespace = Namespace::new("bad");
+    namespace.lock("good", "{}");
+    namespace.apply(
+        "{apiVersion: holdfast.dev/v1alpha1, kind: Lock, metadata: {name: lost}, \
+         spec: {backend: nowhere}}",
+    );
+    kubectl(&[
+        "wait",
+        "-n",
+        &namespace.name,
+        "--for=condition=Ready=False",
+        "lock/lost",
+        "--timeout=30s",
+    ]);
+    let lock = get(&namespace.name, "lock/lost");
+    let message = lock["status"]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("there is no Backend \"nowhere\""), "{message}");
+    let pods = namespace.pods(&["a"]);
+    pods[0].acquire("good", "");
+    let missing = pods[0].post("goood/acquire");
+    assert!(missing["detail"].as_str().unwrap().contains("did you mean \"good\"?"), "{missing}");
+}
