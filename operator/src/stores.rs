@@ -50,10 +50,10 @@ impl Stores {
     /// When its address cannot be used at all.
     pub fn get(&self, backend: &Backend) -> Result<Arc<Store>, BackendError> {
         let mut all = lock(&self.0);
-        if let Some(there) = all.get(&backend.name_any()) {
-            if there.spec == backend.spec.redis {
-                return Ok(there.clone());
-            }
+        if let Some(there) = all.get(&backend.name_any())
+            && there.spec == backend.spec.redis
+        {
+            return Ok(there.clone());
         }
         let store = Arc::new(Store::new(&backend.spec.redis)?);
         all.insert(backend.name_any(), store.clone());

@@ -263,6 +263,7 @@ impl Holds {
     ///
     /// # Errors
     /// What is known of a hold that is not live.
+    #[allow(clippy::result_large_err, reason = "once per stream")]
     pub fn subscribe(self: &Arc<Self>, hold: &HoldId) -> Result<Subscription, Found> {
         let view = match self.find(hold) {
             Found::Live(view) => view,

@@ -15,6 +15,7 @@ use crate::{
 
 /// What a file may hold.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a file has few of them")]
 pub enum Object {
     /// A class.
     Class(Class),

@@ -48,10 +48,10 @@ impl Published {
     pub fn get(&self, caches: &Caches, namespace: &str) -> Option<Arc<Bundle>> {
         let map = caches.bundle(namespace)?;
         let version = map.resource_version().unwrap_or_default();
-        if let Some((known, bundle)) = lock(&self.0).get(namespace) {
-            if *known == version {
-                return Some(bundle.clone());
-            }
+        if let Some((known, bundle)) = lock(&self.0).get(namespace)
+            && *known == version
+        {
+            return Some(bundle.clone());
         }
         let bundle: Bundle = serde_json::from_str(map.data.as_ref()?.get(BUNDLE_KEY)?).ok()?;
         let bundle = Arc::new(bundle);

@@ -199,7 +199,7 @@ impl Stream {
                 continue;
             }
             let frame = tokio::time::timeout(Duration::from_secs(20), self.body.frame()).await;
-            let Some(frame) = frame.expect("the stream is silent") else { return None };
+            let frame = frame.expect("the stream is silent")?;
             self.last = tokio::time::Instant::now();
             if let Some(data) = frame.ok()?.data_ref() {
                 self.text.push_str(std::str::from_utf8(data).unwrap());

@@ -106,8 +106,8 @@ impl LeaseClient {
         budget: Duration,
     ) -> Result<Lease, Fault> {
         let api: Api<Lease> = Api::namespaced(self.calls.clone(), namespace);
-        let mut params = PatchParams::default();
-        params.field_manager = Some(names::FIELD_MANAGER.to_owned());
+        let field_manager = Some(names::FIELD_MANAGER.to_owned());
+        let params = PatchParams { field_manager, ..PatchParams::default() };
         let body = Patch::Merge(body);
         match tokio::time::timeout(budget.min(CALL), api.patch(name, &params, &body)).await {
             Ok(answer) => answer.map_err(sort),
@@ -175,10 +175,10 @@ fn was_never_sent(error: &kube::Error) -> bool {
     use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            if matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable) {
-                return true;
-            }
+        if let Some(io) = error.downcast_ref::<std::io::Error>()
+            && matches!(io.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+        {
+            return true;
         }
         source = error.source();
     }

@@ -63,15 +63,15 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut lines = lock(&self.lines.lines);
-        if let Some(line) = lines.get_mut(&self.at) {
-            if let Some(users) = line.waiters.get_mut(&self.hold) {
-                *users -= 1;
-                if *users == 0 {
-                    line.waiters.remove(&self.hold);
-                }
+        if let Some(line) = lines.get_mut(&self.at)
+            && let Some(users) = line.waiters.get_mut(&self.hold)
+        {
+            *users -= 1;
+            if *users == 0 {
+                line.waiters.remove(&self.hold);
             }
-            // The line itself is removed by its task, so that there is never a second one.
         }
+        // The line itself is removed by its task, so that there is never a second one.
     }
 }
 

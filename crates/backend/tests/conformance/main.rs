@@ -3,6 +3,8 @@
 //! Memory always runs. Redis and Lease run on a real redis-server and a real API server that the
 //! suite starts; a missing one is a failure, never a skip.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[macro_use]
 mod suite;
 

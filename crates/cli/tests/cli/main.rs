@@ -1,5 +1,12 @@
 //! The command as people use it: real processes, real files, a real Redis.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a test that cannot go on has failed"
+)]
+
 mod dev;
 mod lint;
 mod run;

@@ -2,6 +2,8 @@
 //!
 //! `HOLDFAST_UPDATE_GOLDEN=1 cargo test -p holdfast-wire` rewrites the files.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fmt::Debug, fs, path::Path};
 
 use holdfast_wire::{
