@@ -4,7 +4,15 @@
 //! Run by `hack/e2e.sh`, which names the tools and images in the environment; without them the tests
 //! fail, they are never skipped.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a test that cannot go on has failed"
+)]
+
 use std::{
+    cell::RefCell,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -71,11 +79,15 @@ pub fn get(namespace: &str, what: &str) -> Value {
     serde_json::from_str(&output).expect("JSON")
 }
 
+/// Runs helm; what it prints, or what it complains about.
+pub fn try_helm(args: &[&str]) -> Result<String, String> {
+    let output = run("HELM", args, "");
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
 /// Runs helm, which must succeed.
 pub fn helm(args: &[&str]) -> String {
-    let output = run("HELM", args, "");
-    assert!(output.status.success(), "helm {}: {}", args.join(" "), text(&output.stderr));
-    text(&output.stdout)
+    try_helm(args).unwrap_or_else(|error| panic!("helm {}: {error}", args.join(" ")))
 }
 
 /// Installs or upgrades the chart with the image under test; more arguments may follow.
@@ -96,6 +108,9 @@ pub fn helm_upgrade(more: &[&str]) {
         &repository,
         "--set",
         &tag,
+        // A test waits for it.
+        "--set",
+        "operator.letGoSeconds=10",
         "--wait",
         "--timeout",
         "120s",
@@ -123,6 +138,7 @@ pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> b
 pub struct Namespace {
     /// Its name.
     pub name: String,
+    backends: RefCell<Vec<String>>,
 }
 
 impl Namespace {
@@ -131,7 +147,7 @@ impl Namespace {
         installed();
         let name = format!("{name}-{}", std::process::id());
         kubectl(&["create", "namespace", &name]);
-        Namespace { name }
+        Namespace { name, backends: RefCell::default() }
     }
 
     /// Applies YAML in it.
@@ -146,6 +162,20 @@ impl Namespace {
         ));
         let lock = format!("lock/{name}");
         kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &lock, "--timeout=60s"]);
+    }
+
+    /// Declares a Redis as a Backend, deleted with the namespace, and waits until it can be used.
+    /// Returns its name, which no other test uses.
+    pub fn backend(&self, name: &str, address: &str) -> String {
+        let name = format!("{name}-{}", std::process::id());
+        self.apply(&format!(
+            "{{apiVersion: holdfast.dev/v1alpha1, kind: Backend, metadata: {{name: {name}}}, \
+             spec: {{redis: {{mode: Standalone, addresses: ['{address}']}}}}}}"
+        ));
+        let backend = format!("backend/{name}");
+        kubectl(&["wait", "--for=condition=Ready", &backend, "--timeout=90s"]);
+        self.backends.borrow_mut().push(name.clone());
+        name
     }
 
     /// Starts pods with a sidecar and waits until they are ready.
@@ -187,6 +217,9 @@ impl Drop for Namespace {
             );
         }
         drop(try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], ""));
+        for backend in self.backends.take() {
+            drop(try_kubectl(&["delete", "backend", &backend, "--wait=false"], ""));
+        }
     }
 }
 
@@ -202,7 +235,12 @@ pub struct Pod {
 impl Pod {
     /// Runs a command in the app's container; what it prints.
     pub fn exec(&self, command: &[&str]) -> Result<String, String> {
-        let args = ["exec", "-n", &self.namespace, &self.name, "-c", "app", "--"];
+        self.run("app", command)
+    }
+
+    /// Runs a command in one of its containers; what it prints.
+    pub fn run(&self, container: &str, command: &[&str]) -> Result<String, String> {
+        let args = ["exec", "-n", &self.namespace, &self.name, "-c", container, "--"];
         try_kubectl(&[&args[..], command].concat(), "")
     }
 

@@ -1,5 +1,12 @@
 //! The end: `helm uninstall` leaves nothing that needs the operator.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a test that cannot go on has failed"
+)]
+
 use std::time::Duration;
 
 use holdfast_e2e::{Namespace, SYSTEM, apply, eventually, get, helm, kubectl, try_kubectl};
