@@ -1,0 +1,152 @@
+//! From a release to the next waiter's answer, beside a bare BLPOP; and a thousand waiters on a key.
+
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    Bench,
+    figures::{Figure, Target, median, per_mille},
+    load::Connection,
+    process::Server,
+    script,
+    throughput::{classes, dev},
+};
+
+/// Calls of scripts and functions that a Redis has carried out.
+pub async fn calls(redis: &str) -> anyhow::Result<u64> {
+    let mut connection = script::connect(redis).await?;
+    let text: String = redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await?;
+    let count = |line: &str| {
+        let (name, rest) = line.split_once(":calls=")?;
+        let is_call = matches!(name, "cmdstat_fcall" | "cmdstat_evalsha" | "cmdstat_eval");
+        is_call.then(|| rest.split(',').next()?.parse::<u64>().ok())?
+    };
+    Ok(text.lines().filter_map(count).sum())
+}
+
+/// Seconds from a release to the answer of the one that waits, the releaser stepping back.
+async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
+    let mut pair = [Connection::open(port).await?, Connection::open(port).await?];
+    let mut hold = pair[0].acquire("key=hand").await?;
+    let mut took = Vec::new();
+    for round in 0..rounds {
+        let [a, b] = &mut pair;
+        let (holder, waiter) = if round % 2 == 0 { (a, b) } else { (b, a) };
+        let waiting = async {
+            let next = waiter.acquire("key=hand&waitSeconds=30").await;
+            next.map(|next| (next, Instant::now()))
+        };
+        let releasing = async {
+            // The waiter stands in line by then.
+            sleep(Duration::from_millis(3)).await;
+            let begun = Instant::now();
+            holder.release(&hold).await.map(|()| begun)
+        };
+        let (next, begun) = tokio::try_join!(waiting, releasing)?;
+        took.push((next.1 - begun).as_secs_f64());
+        hold = next.0;
+    }
+    Ok(took)
+}
+
+/// The same with nothing but BLPOP and RPUSH.
+async fn bare(redis: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
+    let (mut pops, mut pushes): (MultiplexedConnection, MultiplexedConnection) =
+        (script::connect(redis).await?, script::connect(redis).await?);
+    let mut took = Vec::new();
+    for _ in 0..rounds {
+        let waiting = async {
+            let popped: redis::RedisResult<(String, String)> =
+                redis::cmd("BLPOP").arg("bare").arg(30).query_async(&mut pops).await;
+            popped.map(|_| Instant::now())
+        };
+        let pushing = async {
+            sleep(Duration::from_millis(3)).await;
+            let begun = Instant::now();
+            let pushed: redis::RedisResult<i64> =
+                redis::cmd("RPUSH").arg("bare").arg("x").query_async(&mut pushes).await;
+            pushed.map(|_| begun)
+        };
+        let (ended, begun) = tokio::try_join!(waiting, pushing)?;
+        took.push((ended - begun).as_secs_f64());
+    }
+    Ok(took)
+}
+
+/// Hand-over on Redis beside the bare one.
+pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let (rounds, each) = if bench.quick { (2, 100) } else { (7, 300) };
+    let (classes, redis) = (classes()?, Server::redis(1).await?);
+    let address = format!("127.0.0.1:{}", redis.port);
+    let sidecar =
+        Server::start(0, &bench.bin.join("holdfast"), dev(&classes, Some(&address))).await?;
+    let (mut halves, mut tails, mut ours, mut theirs) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..rounds {
+        let mut bare = bare(&address, each).await?;
+        let mut through = through(sidecar.port, each).await?;
+        halves.push(per_mille(&mut through, 500) / per_mille(&mut bare, 500));
+        tails.push(per_mille(&mut through, 990) / per_mille(&mut bare, 990));
+        ours.push(per_mille(&mut through, 500) * 1e6);
+        theirs.push(per_mille(&mut bare, 500) * 1e6);
+    }
+    let note = format!("{:.0} of {:.0} µs", median(ours), median(theirs));
+    Ok(vec![
+        Figure::new("hand-over p50 ÷ BLPOP's", median(halves), "", Target::AtMost(1.5)).note(note),
+        Figure::new("hand-over p99 ÷ BLPOP's", median(tails), "", Target::AtMost(2.0)),
+    ])
+}
+
+/// A thousand waiters on one key: what they cost while nothing happens, and at each release.
+pub async fn crowd(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let (waiters, releases) = if bench.quick { (100, 10) } else { (999, 100) };
+    let (classes, redis) = (classes()?, Server::redis(1).await?);
+    let address = format!("127.0.0.1:{}", redis.port);
+    let sidecar =
+        Server::start(0, &bench.bin.join("holdfast"), dev(&classes, Some(&address))).await?;
+    let mut holder = Connection::open(sidecar.port).await?;
+    let mut hold = holder.acquire("key=crowd").await?;
+    let (answered, mut next) = tokio::sync::mpsc::unbounded_channel();
+    let mut waiting = JoinSet::new();
+    for _ in 0..waiters {
+        let mut connection = Connection::open(sidecar.port).await?;
+        let answered = answered.clone();
+        waiting.spawn(async move {
+            if let Ok(hold) = connection.acquire("key=crowd&waitSeconds=60").await {
+                drop(answered.send(hold));
+            }
+        });
+    }
+    sleep(Duration::from_secs(2)).await;
+    let (quiet, idle) =
+        (Duration::from_secs(if bench.quick { 3 } else { 8 }), calls(&address).await?);
+    sleep(quiet).await;
+    let idle = (calls(&address).await? - idle) as f64 / quiet.as_secs_f64();
+    let (before, mut woken) = (calls(&address).await?, 0);
+    for _ in 0..releases {
+        holder.release(&hold).await?;
+        if let Some(held) = next.recv().await {
+            hold = held;
+            woken += 1;
+        }
+    }
+    sleep(Duration::from_millis(200)).await;
+    let herd = std::iter::from_fn(|| next.try_recv().ok()).count();
+    let per_release = (calls(&address).await? - before) as f64 / f64::from(releases);
+    Ok(vec![
+        Figure::new("1,000 waiters: calls/s while nothing changes", idle, "", Target::AtMost(1.0))
+            .note("a beat per key and session is the safety net"),
+        Figure::new(
+            "1,000 waiters: wake-ups a release",
+            (f64::from(woken) + herd as f64) / f64::from(releases),
+            "",
+            Target::AtMost(1.0),
+        ),
+        Figure::new("1,000 waiters: calls a release", per_release, "", Target::AtMost(2.5))
+            .note("the release and the new hold's renewal"),
+    ])
+}

@@ -1,0 +1,81 @@
+//! `holdfast-bench`: Holdfast beside its floors, interleaved in one run.
+//!
+//! Absolute rates of a shared machine mean little; ratios of one run, CPU time per request and calls
+//! on the wire mean something. The floors are part of the bench: F0 is a bare hyper server with a
+//! constant answer, F1 one that runs the lock's own script once per request over one multiplexed
+//! connection, F2 that script called with no HTTP at all. Servers are processes of their own, pinned
+//! to one core; the load and Redis have the other.
+//!
+//! Figures that miss their target are printed as such; nothing here fails a build.
+
+mod figures;
+mod floors;
+mod handover;
+mod idle;
+mod load;
+mod process;
+mod script;
+mod throughput;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use figures::Figure;
+
+/// Measures Holdfast against its floors.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// The directory with the release binaries.
+    #[arg(long, default_value = ".")]
+    bin: PathBuf,
+    /// Fewer and shorter rounds: shows that it runs, not how fast.
+    #[arg(long)]
+    quick: bool,
+    /// Put the table into this file, between its markers.
+    #[arg(long)]
+    write: Option<PathBuf>,
+    #[command(subcommand)]
+    floor: Option<Floor>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Floor {
+    /// Serves a constant. For the bench itself.
+    #[command(hide = true)]
+    F0 { port: u16 },
+    /// Runs one script per request. For the bench itself.
+    #[command(hide = true)]
+    F1 { port: u16, redis: String },
+}
+
+/// What every measurement needs.
+pub struct Bench {
+    bin: PathBuf,
+    quick: bool,
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    match args.floor {
+        Some(Floor::F0 { port }) => return floors::constant(port).await,
+        Some(Floor::F1 { port, redis }) => return floors::scripted(port, &redis).await,
+        None => {}
+    }
+    let bench = Bench { bin: args.bin, quick: args.quick };
+    let mut figures: Vec<Figure> = Vec::new();
+    figures.extend(idle::binaries(&bench)?);
+    figures.extend(idle::idle(&bench).await?);
+    figures.extend(throughput::measure(&bench).await?);
+    figures.extend(handover::measure(&bench).await?);
+    figures.extend(handover::crowd(&bench).await?);
+    figures.extend(idle::many_holds(&bench).await?);
+    let table = figures::table(&figures);
+    println!("{table}");
+    if let Some(path) = args.write {
+        figures::write(&path, &table)?;
+    }
+    Ok(())
+}
