@@ -1,11 +1,36 @@
 //! What the API server refuses, and what it says.
 
 use holdfast_e2e::{Namespace, get, kubectl, try_kubectl};
+use serde_json::Value;
 
 fn lock(spec: &str) -> String {
     format!(
         "{{apiVersion: holdfast.dev/v1alpha1, kind: Lock, metadata: {{name: x}}, spec: {spec}}}"
     )
+}
+
+/// The messages of all rules below a part of a schema.
+fn messages(schema: &Value, found: &mut Vec<String>) {
+    if let Some(rules) = schema.get("x-kubernetes-validations").and_then(Value::as_array) {
+        found.extend(rules.iter().map(|rule| rule["message"].as_str().unwrap().to_owned()));
+    }
+    match schema {
+        Value::Object(fields) => fields.values().for_each(|field| messages(field, found)),
+        Value::Array(items) => items.iter().for_each(|item| messages(item, found)),
+        _ => {}
+    }
+}
+
+/// Every rule of a definition has refused something.
+fn assert_all_seen(definition: &str, refusals: &[String]) {
+    let crd = get("default", &format!("crd/{definition}"));
+    let mut rules = Vec::new();
+    messages(&crd["spec"]["versions"], &mut rules);
+    assert!(!rules.is_empty(), "{definition} has no rules");
+    for rule in rules {
+        let is_seen = refusals.iter().any(|refusal| refusal.contains(&rule));
+        assert!(is_seen, "no case of {definition} fails with: {rule}");
+    }
 }
 
 #[test]
@@ -14,6 +39,7 @@ fn every_rule_of_a_lock_has_a_case_that_passes_and_one_that_fails() {
     let try_lock = |yaml: &str| {
         try_kubectl(&["apply", "--dry-run=server", "-n", &namespace.name, "-f", "-"], yaml)
     };
+    let mut refusals = Vec::new();
     for (good, bad, says) in [
         ("{ttlSeconds: 1}", "{ttlSeconds: 0}", "greater than or equal to 1"),
         ("{ttlSeconds: 86400}", "{ttlSeconds: 86401}", "less than or equal to 86400"),
@@ -46,13 +72,17 @@ fn every_rule_of_a_lock_has_a_case_that_passes_and_one_that_fails() {
         try_lock(&lock(good)).unwrap_or_else(|error| panic!("{good}: {error}"));
         let refusal = try_lock(&lock(bad)).expect_err(bad);
         assert!(refusal.contains(says), "{bad}: {refusal}");
+        refusals.push(refusal);
     }
     let long = "l".repeat(53);
     let named = lock("{}").replacen("name: x", &format!("name: {long}"), 1);
-    assert!(try_lock(&named).expect_err("too long").contains("at most 52 characters"));
+    refusals.push(try_lock(&named).expect_err("too long"));
+    let longest = lock("{}").replacen("name: x", &format!("name: {}", "l".repeat(52)), 1);
+    try_lock(&longest).unwrap();
     namespace.lock("x", "{}");
-    let moved = try_lock(&lock("{backend: main}")).expect_err("backend is immutable");
-    assert!(moved.contains("backend cannot be changed"), "{moved}");
+    refusals.push(try_lock(&lock("{backend: main}")).expect_err("backend is immutable"));
+    try_lock(&lock("{ttlSeconds: 30}")).unwrap();
+    assert_all_seen("locks.holdfast.dev", &refusals);
 }
 
 #[test]
@@ -65,18 +95,28 @@ fn every_rule_of_a_backend_has_a_case_that_passes_and_one_that_fails() {
         try_kubectl(&["apply", "--dry-run=server", "-f", "-"], &yaml)
     };
     let good = "{redis: {mode: Standalone, addresses: ['r:6379']}}";
+    let longest = "b".repeat(63);
     try_backend("r", good).unwrap();
-    for (name, spec) in [
-        ("lease", good),
-        ("memory", good),
-        ("r", "{redis: {mode: Standalone, addresses: []}}"),
-        ("r", "{redis: {mode: Standalone, addresses: ['a:1', 'b:1']}}"),
-        ("r", "{redis: {mode: Standalone, addresses: ['r:6379'], database: 16384}}"),
-        ("r", "{redis: {mode: Sideways, addresses: ['r:6379']}}"),
-    ] {
+    try_backend(&longest, good).unwrap();
+    let refusals = [
+        ("lease", good, "built in"),
+        ("memory", good, "built in"),
+        (&format!("{longest}b"), good, "at most 63 characters"),
+        ("r", "{redis: {mode: Standalone, addresses: []}}", "should have at least 1 items"),
+        ("r", "{redis: {mode: Standalone, addresses: ['a:1', 'b:1']}}", "exactly one address"),
+        ("r", "{redis: {mode: Sentinel, addresses: ['a:1', 'b:1']}}", "only mode Standalone"),
+        ("r", "{redis: {mode: Sideways, addresses: ['r:6379']}}", "Unsupported value"),
+        ("r", "{redis: {addresses: ['r:6379'], database: 1024}}", "less than or equal to 1023"),
+        ("r", "{redis: {addresses: ['r:6379'], tenancy: None}}", "Unsupported value"),
+        ("r", "{redis: {addresses: ['r:6379'], tls: {insecure: true}}}", "unknown field"),
+        ("r", "{}", "Required value"),
+    ]
+    .map(|(name, spec, says)| {
         let refusal = try_backend(name, spec).expect_err(spec);
-        assert!(refusal.contains("nvalid") || refusal.contains("nsupported"), "{spec}: {refusal}");
-    }
+        assert!(refusal.contains(says), "{spec}: {refusal}");
+        refusal
+    });
+    assert_all_seen("backends.holdfast.dev", &refusals);
 }
 
 #[test]

@@ -1,5 +1,14 @@
 //! Holdfast on a real Kubernetes, as its users see it.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a test that cannot go on has failed"
+)]
+
 mod admission;
+mod failure;
 mod lock;
 mod operator;
+mod security;
