@@ -57,6 +57,14 @@ pub enum Error {
     Certificates(#[from] certs::Error),
 }
 
+/// How the API server is reached.
+pub struct Clients {
+    /// For calls: they end in time.
+    pub calls: Client,
+    /// For watches: they do not end for want of news.
+    pub watches: Client,
+}
+
 /// Serves the webhook, keeps its certificates fresh and explains skipped pods, until `stop`.
 ///
 /// `leader` gates only the Events: the webhook is served on every replica.
@@ -64,7 +72,7 @@ pub enum Error {
 /// # Errors
 /// When it cannot listen, or cannot make certificates. A store that is away is waited for.
 pub async fn run(
-    client: Client,
+    clients: Clients,
     settings: Settings,
     metrics: Metrics,
     leader: watch::Receiver<bool>,
@@ -73,10 +81,10 @@ pub async fn run(
     let listen = settings.listen;
     let listener = std::net::TcpListener::bind(listen).map_err(|e| Error::Listen(listen, e))?;
     let inject = Arc::new(settings.inject.clone());
-    let keeper = certs::Keeper::new(client.clone(), &settings, metrics.clone());
+    let keeper = certs::Keeper::new(&clients, &settings, metrics.clone());
     // Nothing is answered before there is a certificate that the API server can trust.
     let Some(tls) = keeper.first(&stop).await? else { return Ok(()) };
-    let events = skipped::explain(client, inject.clone(), leader, stop.clone());
+    let events = skipped::explain(clients, inject.clone(), leader, stop.clone());
     let serve = server::serve(listener, tls.clone(), inject, metrics, stop.clone());
     let keep = keeper.keep(tls, stop);
     let (served, kept, ()) = tokio::join!(serve, keep, events);

@@ -70,6 +70,14 @@ fn calls(config: &Config) -> anyhow::Result<Client> {
     Client::try_from(config).context("cannot build an API client")
 }
 
+/// A client for watches, which must not end for want of news.
+fn watches(config: &Config) -> anyhow::Result<Client> {
+    let mut config = config.clone();
+    config.default_retry = false;
+    config.connect_timeout = Some(CALL);
+    Client::try_from(config).context("cannot build an API client")
+}
+
 async fn operate(args: RunArgs, config: Config) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     let registry = Registry::new();
@@ -96,8 +104,8 @@ async fn operate(args: RunArgs, config: Config) -> anyhow::Result<()> {
     if args.webhook {
         let metrics = admission::Metrics::register(&registry)?;
         let settings = args.admission.settings(&args.pod_namespace);
-        let webhook =
-            admission::run(client.clone(), settings, metrics, leads.clone(), stop.clone());
+        let clients = admission::Clients { calls: client.clone(), watches: watches(&config)? };
+        let webhook = admission::run(clients, settings, metrics, leads.clone(), stop.clone());
         vital(&mut tasks, "the webhook", &stop, async { Ok(webhook.await?) });
     }
     let work = controllers::Work {

@@ -24,13 +24,14 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::inject::{
-    self, INJECT_LABEL, INJECTED_LABEL, InjectSettings, SKIPPED_ANNOTATION, SkipReason,
+use super::{
+    Clients,
+    inject::{self, INJECT_LABEL, INJECTED_LABEL, InjectSettings, SKIPPED_ANNOTATION, SkipReason},
 };
 
 /// Explains skipped pods while this replica leads, until `stop`.
 pub async fn explain(
-    client: Client,
+    clients: Clients,
     settings: Arc<InjectSettings>,
     mut leader: watch::Receiver<bool>,
     stop: CancellationToken,
@@ -47,8 +48,8 @@ pub async fn explain(
             return stop.cancelled().await;
         }
         tokio::select! {
-            () = follow(&client, &settings, &marked) => {}
-            () = follow(&client, &settings, &unseen) => {}
+            () = follow(&clients, &settings, &marked) => {}
+            () = follow(&clients, &settings, &unseen) => {}
             _ = leader.wait_for(|leads| !*leads) => {}
             () = stop.cancelled() => return,
         }
@@ -56,16 +57,16 @@ pub async fn explain(
 }
 
 /// Watches the pods of a selector. Ends only with the process.
-async fn follow(client: &Client, settings: &InjectSettings, selector: &str) {
+async fn follow(clients: &Clients, settings: &InjectSettings, selector: &str) {
     let config = watcher::Config::default().labels(selector).page_size(100);
-    let pods = watcher(Api::<Pod>::all(client.clone()), config)
+    let pods = watcher(Api::<Pod>::all(clients.watches.clone()), config)
         .default_backoff()
         .applied_objects()
         .inspect_err(|error| tracing::debug!(%error, "the watch of skipped pods was interrupted"));
     pods.for_each(|pod| async {
         let Ok(pod) = pod else { return };
         let reason = reason(&pod, settings);
-        match tell(client, &pod, reason).await {
+        match tell(&clients.calls, &pod, reason).await {
             Ok(()) => {}
             // Known already, or the namespace is going away.
             Err(kube::Error::Api(status)) if matches!(status.code, 403 | 404 | 409) => {}

@@ -24,7 +24,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{Due, Error, Material, Purpose};
-use crate::admission::{Settings, metrics::Metrics};
+use crate::admission::{Clients, Settings, metrics::Metrics};
 
 /// Everything is looked at again at least this often.
 const RESYNC: Duration = Duration::from_secs(60);
@@ -36,6 +36,8 @@ const LAST_TENTH: i64 = 10;
 pub struct Keeper {
     secrets: Api<Secret>,
     configurations: Api<MutatingWebhookConfiguration>,
+    watched_secrets: Api<Secret>,
+    watched_configurations: Api<MutatingWebhookConfiguration>,
     secret: String,
     configuration: String,
     purpose: Purpose,
@@ -63,10 +65,13 @@ enum Trouble {
 
 impl Keeper {
     /// A keeper for the webhook of these settings.
-    pub fn new(client: Client, settings: &Settings, metrics: Metrics) -> Self {
+    pub fn new(clients: &Clients, settings: &Settings, metrics: Metrics) -> Self {
+        let secrets = |client: &Client| Api::namespaced(client.clone(), &settings.namespace);
         Keeper {
-            secrets: Api::namespaced(client.clone(), &settings.namespace),
-            configurations: Api::all(client),
+            secrets: secrets(&clients.calls),
+            configurations: Api::all(clients.calls.clone()),
+            watched_secrets: secrets(&clients.watches),
+            watched_configurations: Api::all(clients.watches.clone()),
             secret: settings.secret.clone(),
             configuration: settings.configuration.clone(),
             purpose: Purpose { names: settings.names.clone(), life: settings.certificate_life },
@@ -259,9 +264,10 @@ impl Keeper {
         let named =
             |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
         let secret =
-            watcher(self.secrets.clone(), named(&self.secret)).map(|event| event.map(drop));
-        let configuration = watcher(self.configurations.clone(), named(&self.configuration))
-            .map(|event| event.map(drop));
+            watcher(self.watched_secrets.clone(), named(&self.secret)).map(|event| event.map(drop));
+        let configuration =
+            watcher(self.watched_configurations.clone(), named(&self.configuration))
+                .map(|event| event.map(drop));
         // The watchers retry by themselves as they are polled; a pause keeps them from spinning.
         futures::stream::select(secret, configuration).then(|event| async {
             if let Err(error) = event {
