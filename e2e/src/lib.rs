@@ -12,11 +12,10 @@
 )]
 
 use std::{
-    cell::RefCell,
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -138,7 +137,7 @@ pub fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> b
 pub struct Namespace {
     /// Its name.
     pub name: String,
-    backends: RefCell<Vec<String>>,
+    backends: Mutex<Vec<String>>,
 }
 
 impl Namespace {
@@ -147,7 +146,7 @@ impl Namespace {
         installed();
         let name = format!("{name}-{}", std::process::id());
         kubectl(&["create", "namespace", &name]);
-        Namespace { name, backends: RefCell::default() }
+        Namespace { name, backends: Mutex::default() }
     }
 
     /// Applies YAML in it.
@@ -174,20 +173,20 @@ impl Namespace {
         ));
         let backend = format!("backend/{name}");
         kubectl(&["wait", "--for=condition=Ready", &backend, "--timeout=90s"]);
-        self.backends.borrow_mut().push(name.clone());
+        self.backends.lock().expect("no panic").push(name.clone());
         name
+    }
+
+    /// Whether a pod with a sidecar would be admitted now.
+    pub fn try_pod(&self, name: &str) -> Result<String, String> {
+        let args = ["create", "--dry-run=server", "-n", &self.name, "-f", "-"];
+        try_kubectl(&args, &mk_pod(name))
     }
 
     /// Starts pods with a sidecar and waits until they are ready.
     pub fn pods(&self, names: &[&str]) -> Vec<Pod> {
         for name in names {
-            self.apply(&format!(
-                "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: \
-                 {{holdfast.dev/inject: 'true'}}}}, spec: {{terminationGracePeriodSeconds: 10, \
-                 containers: [{{name: app, image: '{}', imagePullPolicy: IfNotPresent, command: \
-                 [/bin/sh, -c, 'trap exit TERM; while :; do sleep 0.2; done']}}]}}}}",
-                app_image()
-            ));
+            self.apply(&mk_pod(name));
         }
         for name in names {
             let pod = format!("pod/{name}");
@@ -206,6 +205,16 @@ impl Namespace {
     }
 }
 
+fn mk_pod(name: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: \
+         {{holdfast.dev/inject: 'true'}}}}, spec: {{terminationGracePeriodSeconds: 10, \
+         containers: [{{name: app, image: '{}', imagePullPolicy: IfNotPresent, command: \
+         [/bin/sh, -c, 'trap exit TERM; while :; do sleep 0.2; done']}}]}}}}",
+        app_image()
+    )
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -217,7 +226,9 @@ impl Drop for Namespace {
             );
         }
         drop(try_kubectl(&["delete", "namespace", &self.name, "--wait=false"], ""));
-        for backend in self.backends.take() {
+        for backend in
+            self.backends.lock().into_iter().flat_map(|mut all| std::mem::take(&mut *all))
+        {
             drop(try_kubectl(&["delete", "backend", &backend, "--wait=false"], ""));
         }
     }

@@ -56,8 +56,25 @@ fn an_upgrade_takes_no_lock_from_its_holder() {
     namespace.lock("orders", "{ttlSeconds: 5}");
     let pods = namespace.pods(&["a"]);
     let hold = pods[0].acquire("orders", "");
-    helm_upgrade(&["--set", "operator.log=debug"]);
-    kubectl(&["rollout", "status", "-n", SYSTEM, "deployment/holdfast-operator", "--timeout=90s"]);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let admissions = scope.spawn(|| {
+            let mut admitted = 0;
+            while !done.load(Relaxed) {
+                let answer = namespace.try_pod("probe");
+                assert!(answer.is_ok(), "after {admitted} were admitted: {answer:?}");
+                admitted += 1;
+            }
+            admitted
+        });
+        helm_upgrade(&["--set", "operator.log=debug"]);
+        let deployment = "deployment/holdfast-operator";
+        kubectl(&["rollout", "status", "-n", SYSTEM, deployment, "--timeout=90s"]);
+        // The old replicas are still on their way out.
+        thread::sleep(Duration::from_secs(5));
+        done.store(true, Relaxed);
+        assert!(admissions.join().unwrap() >= 20);
+    });
     let id = hold["holdId"].as_str().unwrap();
     let info = pods[0].get(&format!("/v1/holds/{id}"));
     assert_eq!((&info["state"], &info["fence"]), (&"held".into(), &hold["fence"]), "{info}");
