@@ -136,9 +136,15 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
     if !is_used {
         return Ok(Action::await_change());
     }
-    let tenants =
-        tenants::provision(&ctx, &found.namespace, &found.backends, found.published.as_deref())
-            .await?;
+    let admitted = found.environment.backends.keys().cloned().collect();
+    let tenants = tenants::provision(
+        &ctx,
+        &found.namespace,
+        &found.backends,
+        &admitted,
+        found.published.as_deref(),
+    )
+    .await?;
     for (backend, described) in &mut found.environment.backends {
         if let Some(epoch) = &mut described.epoch {
             epoch.open &= tenants.is_open(backend);

@@ -2,6 +2,8 @@
 //! credentials in its Secret, and the marker of the epoch.
 //!
 //! - A password is in the Secret before the store knows it: nobody is locked out by a crash.
+//! - It is there before a class needs it, and stays when none does any more: running pods see a new
+//!   Secret only after a minute or so, and a class should not have to wait for that.
 //! - A marker is set only for an epoch that is open, and before the bundle says so. A marker that is
 //!   missing although the bundle said so has been lost, with data, and so the epoch is raised.
 //! - A store that is away changes nothing of what was published.
@@ -59,7 +61,8 @@ impl Tenants {
     }
 }
 
-/// Sees to the users, the Secret and the markers of a namespace.
+/// Sees to the users, the Secret and the markers of a namespace: `wanted` are the Backends that its
+/// classes live on, `admitted` all that they might.
 ///
 /// # Errors
 /// Whatever the API server says. A store that does not answer is no error here.
@@ -67,16 +70,26 @@ pub async fn provision(
     ctx: &Context,
     namespace: &str,
     wanted: &BTreeSet<String>,
+    admitted: &BTreeSet<String>,
     published: Option<&Bundle>,
 ) -> Result<Tenants, Error> {
     let mut tenants = Tenants::default();
     let was_used =
         published.is_some_and(|bundle| bundle.backends.values().any(|b| b.redis.is_some()));
-    if wanted.is_empty() && !was_used {
+    if admitted.is_empty() && !was_used {
         return Ok(tenants);
     }
-    let backends: Vec<_> = wanted.iter().filter_map(|name| ctx.caches.backend(name)).collect();
-    let credentials = secret(ctx, namespace, &backends).await?;
+    let known = |names: &BTreeSet<String>| -> Vec<_> {
+        names.iter().filter_map(|name| ctx.caches.backend(name)).collect()
+    };
+    let mut with_secret = known(admitted);
+    // What all tenants share is given to those that need it only.
+    with_secret.retain(|backend| {
+        backend.spec.redis.tenancy == Tenancy::PerNamespaceUser
+            || wanted.contains(&backend.name_any())
+    });
+    let credentials = secret(ctx, namespace, &with_secret).await?;
+    let backends = known(wanted);
     for backend in &backends {
         let name = backend.name_any();
         let before = published.and_then(|bundle| bundle.backends.get(&name)?.epoch.clone());

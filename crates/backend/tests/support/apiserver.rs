@@ -60,6 +60,7 @@ rules:
 
 impl ApiServer {
     /// The one of this test binary.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn shared() -> &'static ApiServer {
         static SHARED: OnceLock<ApiServer> = OnceLock::new();
         SHARED.get_or_init(ApiServer::start)
@@ -155,6 +156,7 @@ impl ApiServer {
     }
 
     /// The requests on a Lease so far, as `verb code` (a watch counts when it ends).
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn requests(&self, name: &str) -> Vec<String> {
         let log = std::fs::read_to_string(self.dir.join("audit.log")).unwrap_or_default();
         let field = |event: &serde_json::Value, path: &str| {
@@ -171,6 +173,7 @@ impl ApiServer {
     }
 
     /// Stops etcd from running without ending it, or lets it go on.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn pause_etcd(&self, pause: bool) {
         let pid = std::fs::read_to_string(self.dir.join("etcd.pid")).unwrap();
         let signal = if pause { "-STOP" } else { "-CONT" };
@@ -208,9 +211,10 @@ impl Drop for ApiServer {
     }
 }
 
-/// The repository.
+/// The repository: suites of several crates share this file.
 fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().find(|dir| dir.join("hack/tools.sh").exists()).expect("a checkout")
 }
 
 /// The binary that is etcd, kube-apiserver and kubectl.

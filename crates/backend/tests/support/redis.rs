@@ -53,10 +53,34 @@ impl RedisServer {
     }
 
     /// Stops it from running without ending it, or lets it go on.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn pause(&self, pause: bool) {
         let pid = self.child.as_ref().unwrap().id().to_string();
         let signal = if pause { "-STOP" } else { "-CONT" };
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    /// Runs a command, given in one line, and reads what comes back.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn command(&self, line: &str) {
+        self.talk(line);
+    }
+
+    /// The names that match a pattern.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn keys(&self, pattern: &str) -> Vec<String> {
+        let reply = self.talk(&format!("KEYS {pattern}"));
+        reply.lines().filter(|line| line.starts_with("hf:")).map(str::to_owned).collect()
+    }
+
+    fn talk(&self, line: &str) -> String {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        stream.write_all(format!("{line}\r\nQUIT\r\n").as_bytes()).unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        assert!(!reply.starts_with('-'), "{line}: {reply}");
+        reply
     }
 
     /// Which process answers on the port: a server of another test may have been faster.

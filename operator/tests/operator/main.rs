@@ -1,0 +1,14 @@
+//! The operator as a process, on a real kube-apiserver and etcd and real Redis servers.
+
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../../../crates/backend/tests/support/apiserver.rs"]
+mod apiserver;
+mod backends;
+mod classes;
+mod crashes;
+mod endings;
+mod fixture;
+#[path = "../../../crates/backend/tests/support/redis.rs"]
+mod redis;
+mod schema;

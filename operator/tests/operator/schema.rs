@@ -1,0 +1,117 @@
+//! The rules in the schemas: each with a spec that passes and one that the API server refuses with
+//! the sentence that the user needs.
+
+use crate::fixture::{Bed, object};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rule_of_a_lock_admits_and_refuses() {
+    let bed = Bed::shared().await;
+    let table = [
+        (
+            "{ttlSeconds: 5, maxHoldSeconds: 5}",
+            "{ttlSeconds: 5, maxHoldSeconds: 4}",
+            "maxHoldSeconds must not be less than ttlSeconds",
+        ),
+        (
+            "{maxHoldSeconds: 60, minHoldSeconds: 60}",
+            "{maxHoldSeconds: 60, minHoldSeconds: 61}",
+            "minHoldSeconds must not be greater than maxHoldSeconds",
+        ),
+        ("{fairness: None}", "{fairness: Fifo}", "the lease backend cannot promise an order"),
+        (
+            "{backend: r, fairness: Fifo}",
+            "{backend: lease, fairness: Fifo}",
+            "the lease backend cannot promise an order",
+        ),
+        (
+            "{backend: r, consistency: BestEffort}",
+            "{consistency: BestEffort}",
+            "the lease backend is always Strict",
+        ),
+        (
+            "{backend: lease}",
+            "{backend: memory}",
+            "the memory backend exists in `holdfast dev` only",
+        ),
+        ("{ttlSeconds: 86400}", "{ttlSeconds: 86401}", "should be less than or equal to 86400"),
+        ("{ttlSeconds: 1}", "{ttlSeconds: 0}", "should be greater than or equal to 1"),
+        ("{lockDelaySeconds: 0}", "{lockDelaySeconds: -1}", "greater than or equal to 0"),
+        ("{keys: [a, b]}", "{keys: [a, a]}", "Duplicate value"),
+        (
+            "{queue: {maxWaiters: 10000}}",
+            "{queue: {maxWaiters: 10001}}",
+            "should be less than or equal to 10000",
+        ),
+        (
+            "{access: [{serviceAccounts: [a]}]}",
+            "{access: [{serviceAccounts: []}]}",
+            "should have at least 1 items",
+        ),
+        (
+            "{access: [{serviceAccounts: [a], verbs: [Read]}]}",
+            "{access: [{serviceAccounts: [a], verbs: [Write]}]}",
+            "Unsupported value: \"Write\"",
+        ),
+    ];
+    for (i, (good, bad, why)) in table.into_iter().enumerate() {
+        let name = format!("rule-{i}");
+        let refusal = bed.try_lock(&name, bad).expect_err(bad);
+        assert!(refusal.contains(why), "{bad}: {refusal}");
+        bed.lock(&name, good);
+    }
+    let typo = bed.kubectl(
+        &["create", "--validate=strict", "-f", "-"],
+        &object("Lock", "typo", "{ttlSecond: 5}"),
+    );
+    assert!(typo.unwrap_err().contains("unknown field \"spec.ttlSecond\""));
+    let long = "a".repeat(53);
+    let refusal = bed.try_lock(&long, "{}").expect_err("a long name");
+    assert!(refusal.contains("at most 52 characters"), "{refusal}");
+    bed.lock(&"a".repeat(52), "{}");
+    bed.lock("moved", "{backend: r1}");
+    let refusal = bed.try_lock("moved", "{backend: r2}").expect_err("moved");
+    assert!(refusal.contains("backend cannot be changed"), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_rule_of_a_backend_admits_and_refuses() {
+    let bed = Bed::shared().await;
+    let apply = |name: &str, spec: &str| {
+        bed.kubectl_cluster(
+            &["apply", "--dry-run=server", "-f", "-"],
+            &object("Backend", name, spec),
+        )
+    };
+    let good = "{redis: {addresses: ['redis:6379']}}";
+    apply("good", good).unwrap();
+    apply("good", "{redis: {mode: Standalone, addresses: ['redis:6379'], tls: {}}}").unwrap();
+    for (name, spec, why) in [
+        ("lease", good, "the names lease and memory are taken"),
+        ("memory", good, "the names lease and memory are taken"),
+        (&*"b".repeat(64), good, "at most 63 characters"),
+        ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "only mode Standalone"),
+        ("bad", "{redis: {addresses: ['a:1', 'b:1']}}", "exactly one address"),
+        ("bad", "{redis: {addresses: []}}", "should have at least 1 items"),
+        ("bad", "{redis: {addresses: ['a:1'], database: -1}}", "greater than or equal to 0"),
+    ] {
+        let refusal = apply(name, spec).expect_err(spec);
+        assert!(refusal.contains(why), "{name} {spec}: {refusal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_explains_every_field_and_shows_the_columns() {
+    let bed = Bed::shared().await;
+    let explained = bed.kubectl_cluster(&["explain", "lock.spec.ttlSeconds"], "").unwrap();
+    assert!(explained.contains("Seconds a hold lasts without a renewal"), "{explained}");
+    let explained = bed.kubectl_cluster(&["explain", "backend.spec.redis.tenancy"], "").unwrap();
+    assert!(explained.contains("PerNamespaceUser"), "{explained}");
+    bed.lock("orders", "{}");
+    bed.until_ready("orders", "True", "Reconciled").await;
+    let table = bed.kubectl(&["get", "holdfast"], "").unwrap();
+    for column in ["READY", "HOLDER", "FENCE", "WAITING", "BACKEND", "GUARANTEE", "AGE"] {
+        assert!(table.contains(column), "{table}");
+    }
+    assert!(table.contains("Consensus"), "{table}");
+    bed.kubectl(&["wait", "--for=condition=Ready", "lock/orders", "--timeout=10s"], "").unwrap();
+}
