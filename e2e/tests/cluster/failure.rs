@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_e2e::{Namespace, eventually, fence, get, kubectl, redis};
+use holdfast_e2e::{Namespace, Pod, eventually, fence, get, kubectl, redis};
 use serde_json::Value;
 
 #[test]
@@ -38,4 +38,32 @@ fn a_namespace_can_be_deleted_though_its_redis_is_gone_for_good() {
     // The operator lets go of it after letGoSeconds.
     kubectl(&["delete", "namespace", &namespace.name, "--timeout=120s"]);
     kubectl(&["delete", "backend", &backend, "--timeout=120s"]);
+}
+
+#[test]
+fn the_last_class_of_a_namespace_may_go_and_come_back_under_running_pods() {
+    let namespace = Namespace::new("back");
+    let backend = namespace.backend("back", &redis(&namespace.name, "redis"));
+    let spec = format!("{{ttlSeconds: 3, backend: {backend}}}");
+    namespace.lock("orders", &spec);
+    let pods = namespace.pods(&["a"]);
+    let before = pods[0].acquire("orders", "waitSeconds=20");
+    pods[0].release("orders", &before);
+    let secret = || get(&namespace.name, "secret/holdfast-redis")["data"].clone();
+    let credentials = secret();
+    kubectl(&["delete", "lock", "orders", "-n", &namespace.name, "--timeout=60s"]);
+    eventually("its user is gone", Duration::from_secs(20), || {
+        let server = Pod { namespace: namespace.name.clone(), name: "redis".into() };
+        let users = server.run("redis", &["redis-cli", "ACL", "LIST"]).unwrap();
+        !users.contains(&namespace.name)
+    });
+    // A kubelet takes a minute or so to bring a new password to a running pod.
+    assert_eq!(secret(), credentials);
+    namespace.lock("orders", &spec);
+    let mut after = Value::Null;
+    eventually("the new class is served", Duration::from_secs(15), || {
+        after = pods[0].post("orders/acquire");
+        after["holdId"].is_string()
+    });
+    assert!(fence(&after) > fence(&before), "{after} {before}");
 }

@@ -190,7 +190,11 @@ fn a_class_created_again_grants_higher_fences(namespace: &Namespace, spec: &str)
     namespace.lock("orders", spec);
     let mut after = Value::Null;
     eventually("the new class is served", Duration::from_secs(30), || {
+        let before = after.take();
         after = pods[0].post("orders/acquire");
+        if after["code"] != before["code"] {
+            eprintln!("an acquire of the new class is answered by {after}");
+        }
         after["holdId"].is_string()
     });
     assert!(fence(&after) > fence(&before), "{after} {before}");
