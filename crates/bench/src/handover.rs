@@ -51,6 +51,7 @@ async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
         took.push((next.1 - begun).as_secs_f64());
         hold = next.0;
     }
+    pair[0].release(&hold).await?;
     Ok(took)
 }
 

@@ -8,10 +8,10 @@ use clap::{Args, ValueEnum};
 #[derive(Clone, Debug, Args)]
 pub struct LogArgs {
     /// What to log, in tracing's filter syntax.
-    #[arg(long, env = "HOLDFAST_LOG", default_value = "info")]
+    #[arg(long, env = "HOLDFAST_LOG", default_value = "info", global = true)]
     pub log: String,
     /// How to write it.
-    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_enum, default_value = "text", global = true)]
     pub log_format: LogFormat,
 }
 

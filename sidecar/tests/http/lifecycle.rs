@@ -54,7 +54,7 @@ async fn a_unix_socket_serves_and_is_gone_at_the_end() {
     assert!(!path.exists());
 }
 
-fn mk_identity(session: SessionId) -> Identity {
+pub fn mk_identity(session: SessionId) -> Identity {
     Identity {
         namespace: "default".into(),
         holder: Holder::new("pod-a").unwrap(),

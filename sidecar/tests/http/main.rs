@@ -2,12 +2,16 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[allow(dead_code, reason = "other suites stop etcd and count requests")]
+#[path = "../../../crates/backend/tests/support/apiserver.rs"]
+mod apiserver;
 mod client;
 mod events;
 mod lifecycle;
 mod limits;
 mod locks;
 mod openapi;
+mod scale;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod server;

@@ -14,3 +14,4 @@ mod run;
 #[path = "../../../backend/tests/support/redis.rs"]
 mod server;
 mod support;
+mod tour;

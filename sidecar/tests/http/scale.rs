@@ -1,0 +1,94 @@
+//! What a hundred idle pods cost a real API server: a watch each, and nothing else.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_api::bundle::{BUNDLE_CONFIG_MAP, BUNDLE_KEY};
+use holdfast_core::{SessionId, SystemClock};
+use holdfast_runtime::Readiness;
+use holdfast_sidecar::{Serving, config::Bundles, connect::Backends, snapshot::Connect};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    apiserver::ApiServer,
+    client::{CLASSES, mk_bundle},
+    lifecycle::mk_identity,
+};
+
+const PODS: usize = 100;
+
+/// The sum of a metric's lines that have all of these labels.
+fn metric(server: &ApiServer, name: &str, labels: &[&str]) -> u64 {
+    let text = server.kubectl(&["get", "--raw", "/metrics"], "").unwrap();
+    let ours = text.lines().filter(|line| line.starts_with(name));
+    ours.filter(|line| labels.iter().all(|label| line.contains(label)))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .sum::<f64>() as u64
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_pod_costs_one_watch_and_no_request() {
+    let server = ApiServer::shared();
+    let config = server.config("admin", server.port()).await;
+    let maps: Api<ConfigMap> =
+        Api::namespaced(Client::try_from(config.clone()).unwrap(), "default");
+    let bundle = mk_bundle(CLASSES);
+    let text = serde_json::to_string(&bundle).unwrap();
+    let map = json!({"metadata": {"name": BUNDLE_CONFIG_MAP}, "data": {BUNDLE_KEY: text}});
+    maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+    let watches = || {
+        metric(server, "apiserver_longrunning_requests", &["\"configmaps\"", "verb=\"WATCH\""])
+    };
+    let requests = || metric(server, "apiserver_request_total", &["resource=\"configmaps\""]);
+    let (watches_before, requests_before) = (watches(), requests());
+
+    let stop = CancellationToken::new();
+    let mut pods = Vec::new();
+    for _ in 0..PODS {
+        let identity = mk_identity(SessionId::random());
+        let session = identity.session.clone();
+        let serving = Serving::start(identity, &[], false).await.unwrap();
+        let (hub, clock) = (serving.hub.clone(), Arc::new(SystemClock));
+        let backends = Backends::new("default".into(), session, hub, clock, None, None);
+        let connect: Arc<dyn Connect> = Arc::new(backends);
+        let bundles = Bundles::new(serving.sidecar.clone(), connect, Readiness::default(), None);
+        let client = Client::try_from(config.clone()).unwrap();
+        tokio::spawn(bundles.watch(client, stop.clone()));
+        pods.push(serving);
+    }
+    let all_have = async |hash: &str| {
+        for _ in 0..600 {
+            if pods.iter().all(|pod| pod.sidecar.snapshot.load().hash == hash) {
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        panic!("not every pod has taken the bundle {hash}");
+    };
+    all_have(&bundle.hash).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(watches() - watches_before, PODS as u64);
+    assert_eq!(requests() - requests_before, PODS as u64, "one read each");
+
+    // Nothing changes, nothing is asked.
+    let quiet = requests();
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(requests(), quiet);
+
+    // One write reaches all of them, by the watches they have.
+    let more = format!(
+        "{CLASSES}---\n{{apiVersion: holdfast.dev/v1alpha1, kind: Lock, metadata: {{name: more}}, spec: {{}}}}"
+    );
+    let next = mk_bundle(&more);
+    let patch = json!({"data": {BUNDLE_KEY: serde_json::to_string(&next).unwrap()}});
+    maps.patch(BUNDLE_CONFIG_MAP, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    all_have(&next.hash).await;
+    assert_eq!(requests() - quiet, 1, "the write itself");
+    stop.cancel();
+}
