@@ -67,6 +67,8 @@ pub async fn run(client: Client, args: &CleanupArgs) -> anyhow::Result<()> {
     stop_operator(&client, args).await?;
     let mut namespaces = free::<Lock>(&client).await?;
     free::<Backend>(&client).await?;
+    // A class that was being deleted may have left its Leases draining.
+    free::<Lease>(&client).await?;
     namespaces.extend(delete_managed::<Lease>(&client).await?);
     namespaces.extend(delete_managed::<RoleBinding>(&client).await?);
     namespaces.extend(delete_managed::<Role>(&client).await?);

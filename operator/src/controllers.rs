@@ -1,14 +1,21 @@
 //! The controllers, run by whoever leads: one per kind, and the loop around them that starts and
 //! ends with a term of leadership.
 
-use std::{fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    future::Future,
+    hash::Hash,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::{StreamExt, channel::mpsc, future::select_all};
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
 };
-use holdfast_core::{Kind, SystemClock};
+use holdfast_core::{Kind, SystemClock, clock::Backoff};
 use kube::{
     Client, Config, Resource,
     runtime::{
@@ -42,10 +49,11 @@ pub mod tenants;
 
 /// How many objects of a kind are seen to at once.
 const CONCURRENCY: u16 = 16;
-/// After how long to try again at what was in the way.
-const RETRY: Duration = Duration::from_secs(2);
-/// After how long to decide anew on what has changed meanwhile.
-const RETRY_CONFLICT: Duration = Duration::from_millis(100);
+/// After how long to try again at what was in the way, the first time and at the most.
+const RETRY: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(15);
+/// After how long to start a term anew.
+const START_OVER: Duration = Duration::from_secs(2);
 
 /// What the controllers are given.
 #[derive(Clone)]
@@ -92,7 +100,7 @@ pub async fn run(
             // Starting over is all that can be done, and is always right.
             tracing::warn!(error = format!("{error:#}"), "a term of work broke; starting over");
             tokio::select! {
-                () = tokio::time::sleep(RETRY) => {}
+                () = tokio::time::sleep(START_OVER) => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -163,6 +171,30 @@ async fn control(ctx: Arc<Context>, queues: Queues) {
     );
 }
 
+/// Objects that failed last time, and when each is tried again: sooner after the first failure than
+/// after the tenth, and not all at the same moment.
+struct Failures<K: Resource>(Mutex<HashMap<ObjectRef<K>, Backoff>>)
+where
+    K::DynamicType: Eq + Hash;
+
+impl<K: Resource<DynamicType = ()>> Default for Failures<K> {
+    fn default() -> Self {
+        Failures(Mutex::default())
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> Failures<K> {
+    fn next_delay(&self, object: &ObjectRef<K>) -> Duration {
+        let mut all = crate::context::lock(&self.0);
+        let backoff = all.entry(object.clone()).or_insert_with(|| Backoff::new(RETRY, RETRY_CAP));
+        backoff.next_delay()
+    }
+
+    fn forget(&self, object: &ObjectRef<K>) {
+        crate::context::lock(&self.0).remove(object);
+    }
+}
+
 /// Runs one controller: takes from its queue, measures, and tries again what failed.
 async fn drive<K, F>(
     kind: &'static str,
@@ -175,24 +207,35 @@ async fn drive<K, F>(
     K::DynamicType: Eq + Hash + Clone,
     F: Future<Output = Result<Action, Error>> + Send,
 {
+    let failures: Arc<Failures<K>> = Arc::default();
+    let known = failures.clone();
     let measured = move |object: Arc<K>, ctx: Arc<Context>| {
+        let failures = known.clone();
         Box::pin(async move {
+            let name = ObjectRef::from_obj(&*object);
             let metrics = ctx.metrics.clone();
             let timer = metrics.reconcile_seconds.with_label_values(&[kind]).start_timer();
             let ended = reconcile(object, ctx).await;
             timer.observe_duration();
             let outcome = ended.as_ref().map_or_else(Error::label, |_| "done");
             metrics.reconciles.with_label_values(&[kind, outcome]).inc();
+            if ended.is_ok() {
+                failures.forget(&name);
+            }
             ended
         })
     };
-    let again = |object: Arc<K>, error: &Error, _: Arc<Context>| match error {
-        Error::Conflict(_) => Action::requeue(RETRY_CONFLICT),
-        error => {
-            let name = ObjectRef::from_obj(&*object);
-            tracing::warn!(error = error.chain(), object = %name, "not done; trying again");
-            Action::requeue(RETRY)
+    let again = move |object: Arc<K>, error: &Error, _: Arc<Context>| {
+        let name = ObjectRef::from_obj(&*object);
+        let delay = failures.next_delay(&name);
+        match error {
+            // Decided on a cache that was behind: it catches up.
+            Error::Conflict(_) => tracing::debug!(%error, object = %name, "changed meanwhile"),
+            error => {
+                tracing::warn!(error = error.chain(), object = %name, "not done; trying again");
+            }
         }
+        Action::requeue(delay)
     };
     let config = controller::Config::default().concurrency(CONCURRENCY);
     applier(measured, again, ctx.clone(), store, requests(queue), config)

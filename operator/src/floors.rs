@@ -19,7 +19,7 @@ const TRIES: usize = 5;
 /// The floors.
 pub struct Floors {
     api: Api<ConfigMap>,
-    /// What is certainly in etcd. Read at the start of a term; only the leader writes.
+    /// What is certainly in etcd. Read at the start of a term; as a rule only the leader writes.
     known: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -52,6 +52,16 @@ impl Floors {
         }
         drop(known);
         Ok(map)
+    }
+
+    /// Reads them again: another operator may have raised some. Whether any is higher than known.
+    ///
+    /// # Errors
+    /// When the API server does not answer.
+    pub async fn refresh(&self) -> Result<bool, Error> {
+        let before = lock(&self.known).clone();
+        self.read().await?;
+        Ok(*lock(&self.known) != before)
     }
 
     /// A floor.

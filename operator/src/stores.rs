@@ -17,12 +17,17 @@ use holdfast_core::{
     lock::{Consistency, Fairness, Keys, LockBackend, LockConfig, LockView},
 };
 use kube::ResourceExt;
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use crate::context::lock;
 
 /// Keys of a class that are looked at.
 const KEYS: usize = 1_000;
+/// Somebody may unload our library; loading one that is there does nothing.
+const SEE_TO_LIBRARY: Duration = Duration::from_secs(30);
 
 /// A Redis.
 pub struct Store {
@@ -34,7 +39,7 @@ pub struct Store {
     observer: Arc<RedisLocks>,
     credentials: Arc<Mutex<Credentials>>,
     /// The run of the store that has our library.
-    library_in: Mutex<Option<String>>,
+    library_in: Mutex<Option<(String, Instant)>>,
     /// A look at a class may scan all names of the store: one at a time.
     looks: Semaphore,
 }
@@ -103,9 +108,12 @@ impl Store {
     /// # Errors
     /// When the store does not answer, or does not let us.
     pub async fn ensure_library(&self, run: &str) -> Result<(), BackendError> {
-        if lock(&self.library_in).as_deref() != Some(run) {
+        let is_there = lock(&self.library_in)
+            .as_ref()
+            .is_some_and(|(known, at)| known == run && at.elapsed() < SEE_TO_LIBRARY);
+        if !is_there {
             self.admin.load_library().await?;
-            *lock(&self.library_in) = Some(run.to_owned());
+            *lock(&self.library_in) = Some((run.to_owned(), Instant::now()));
         }
         Ok(())
     }

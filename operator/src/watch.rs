@@ -290,8 +290,8 @@ impl Tell {
 
     fn lease(&self, sightings: &Sightings, change: &Change<'_, Lease>) {
         match change {
+            Change::There(lease) if !sightings.see(lease) => {}
             Change::There(lease) => {
-                sightings.see(lease);
                 self.class_of(lease.meta().namespace.as_deref(), lease.labels());
             }
             Change::Gone(lease) => {

@@ -14,11 +14,11 @@ use holdfast_api::{
     bundle::{
         BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, LEASE_BACKEND, RedisAddress,
     },
-    compile::{Class, Environment, compile},
+    compile::{Class, Environment, compile, floor_key},
     names::{FINALIZER, LABEL_MANAGED},
     v1alpha1::Backend,
 };
-use holdfast_core::Substrate;
+use holdfast_core::{Kind, Substrate};
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -71,17 +71,21 @@ pub fn environment(ctx: &Context, namespace: &str) -> Environment {
         .filter(|backend| backend.metadata.deletion_timestamp.is_none() && admits(backend, &labels))
         .map(|backend| (backend.name_any(), describe(backend)))
         .collect();
-    // A floor is a sequence of Redis; a Lease's fences are revisions, which never go back.
-    let on_store = |key: &str| {
-        ctx.caches.locks_in(namespace).iter().any(|lock| {
-            let name =
-                holdfast_api::compile::floor_key(holdfast_core::Kind::Lock, &lock.name_any());
-            name == key && lock.spec.backend != LEASE_BACKEND
-        })
-    };
-    let mut fence_floors = ctx.floors.of_namespace(namespace);
-    fence_floors.retain(|key, _| on_store(key));
+    let fence_floors = fence_floors(ctx, namespace);
     Environment { backends, all_on: None, fence_floors }
+}
+
+fn fence_floors(ctx: &Context, namespace: &str) -> BTreeMap<String, u64> {
+    let mut floors = ctx.floors.of_namespace(namespace);
+    if !floors.is_empty() {
+        // A floor is a sequence of Redis; a Lease's fences are revisions, which never go back.
+        let locks = ctx.caches.locks_in(namespace);
+        let on_stores = locks.iter().filter(|lock| lock.spec.backend != LEASE_BACKEND);
+        let on_stores: BTreeSet<_> =
+            on_stores.map(|lock| floor_key(Kind::Lock, &lock.name_any())).collect();
+        floors.retain(|key, _| on_stores.contains(key));
+    }
+    floors
 }
 
 /// Whether a namespace with these labels may use a Backend.
@@ -150,7 +154,16 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
             epoch.open &= tenants.is_open(backend);
         }
     }
-    let planned = plan(&found)?;
+    let mut planned = plan(&found)?;
+    // Another operator may have deleted a class meanwhile: its floor is not in our memory yet.
+    let is_new = text_of(&ctx, &found.namespace).as_ref() != Some(&planned.text);
+    if is_new && !found.backends.is_empty() && ctx.floors.refresh().await? {
+        found.environment.fence_floors = fence_floors(&ctx, &found.namespace);
+        planned = plan(&found)?;
+        for class in &found.classes {
+            ctx.triggers.lock(&found.namespace, &class.name());
+        }
+    }
     access::apply(&ctx, &found.namespace, &planned.bundle).await?;
     publish(&ctx, &found.namespace, &planned).await?;
     let again = if found.backends.is_empty() { RESYNC } else { CHECK_MARKERS };
@@ -200,11 +213,14 @@ fn plan(found: &Found) -> Result<Planned, Error> {
     Ok(Planned { bundle, text })
 }
 
+/// What the bundle says now.
+fn text_of(ctx: &Context, namespace: &str) -> Option<String> {
+    ctx.caches.bundle(namespace)?.data.as_ref()?.get(BUNDLE_KEY).cloned()
+}
+
 /// Phase 4: the ConfigMap, if it says something else.
 async fn publish(ctx: &Context, namespace: &str, planned: &Planned) -> Result<(), Error> {
-    let there = ctx.caches.bundle(namespace);
-    let text = there.and_then(|map| map.data.as_ref()?.get(BUNDLE_KEY).cloned());
-    if text.as_ref() == Some(&planned.text) {
+    if text_of(ctx, namespace).as_ref() == Some(&planned.text) {
         return Ok(());
     }
     let map = ConfigMap {

@@ -19,7 +19,7 @@ use holdfast_api::{
     names::{LABEL_MANAGED, REDIS_SECRET},
     v1alpha1::{
         Backend,
-        backend::{EpochStatus, Tenancy},
+        backend::{EpochStatus, RedisSpec, Tenancy},
     },
 };
 use holdfast_core::BackendError;
@@ -27,7 +27,7 @@ use k8s_openapi::{
     ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{Api, ResourceExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     apply,
@@ -41,10 +41,29 @@ const WITHIN: Duration = Duration::from_secs(3);
 /// After how long to look again at a store that did not answer.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The users that this leader has seen to: by Backend and namespace, the run of the store and the
-/// password they were made with. A store that starts again has forgotten its users.
+/// How often a Secret is read and a user is made anew although nothing has happened: people delete
+/// them.
+const SEE_TO: Duration = Duration::from_secs(60);
+
+/// The users that this leader has seen to.
 #[derive(Default)]
-pub struct Users(Mutex<HashMap<(String, String), (String, String)>>);
+pub struct Users {
+    /// By Backend and namespace, the run of the store and the password they were made with. A store
+    /// that starts again has forgotten its users.
+    made: Mutex<HashMap<(String, String), (String, String)>>,
+    /// What each namespace's Secret says.
+    secrets: Mutex<HashMap<String, Known>>,
+}
+
+/// A Secret as it was left, and what it was made for.
+struct Known {
+    at: Instant,
+    of: Of,
+    credentials: BTreeMap<String, String>,
+}
+
+/// The namespace's uid, and the Backends with what they say.
+type Of = (Option<String>, Vec<(String, RedisSpec)>);
 
 /// How far a namespace has come on its stores.
 #[derive(Default)]
@@ -148,6 +167,15 @@ async fn secret(
     namespace: &str,
     backends: &[std::sync::Arc<Backend>],
 ) -> Result<BTreeMap<String, String>, Error> {
+    let uid = ctx.caches.namespace(namespace).and_then(|namespace| namespace.uid());
+    let of = backends.iter().map(|b| (b.name_any(), b.spec.redis.clone())).collect();
+    let of: Of = (uid, of);
+    if let Some(known) = lock(&ctx.users.secrets).get(namespace)
+        && known.of == of
+        && known.at.elapsed() < SEE_TO
+    {
+        return Ok(known.credentials.clone());
+    }
     let api: Api<Secret> = Api::namespaced(ctx.client.clone(), namespace);
     let what = format!("read Secret \"{namespace}/{REDIS_SECRET}\"");
     let there = api.get_opt(REDIS_SECRET).await.map_err(Error::api(what))?;
@@ -189,6 +217,10 @@ async fn secret(
         };
         apply::secret(ctx, &secret).await?;
     }
+    // Whoever deleted the Secret may have deleted the users as well.
+    lock(&ctx.users.made).retain(|(_, of), _| of != namespace);
+    let known = Known { at: Instant::now(), of, credentials: wanted.clone() };
+    lock(&ctx.users.secrets).insert(namespace.to_owned(), known);
     Ok(wanted)
 }
 
@@ -244,12 +276,12 @@ impl Tenant<'_> {
         }
         let entry = (self.name.to_owned(), self.namespace.to_owned());
         let made_with = (epoch.replid, password.to_owned());
-        if lock(&self.ctx.users.0).get(&entry) == Some(&made_with) {
+        if lock(&self.ctx.users.made).get(&entry) == Some(&made_with) {
             return Ok(());
         }
         let user = username(self.namespace);
         store.admin.ensure_user(self.namespace, &user, &[password.to_owned()]).await?;
-        lock(&self.ctx.users.0).insert(entry, made_with);
+        lock(&self.ctx.users.made).insert(entry, made_with);
         Ok(())
     }
 
@@ -299,7 +331,7 @@ async fn forget_users(
 /// Deletes the user of a namespace, if the store lets us.
 pub async fn drop_user(ctx: &Context, namespace: &str, backend: &Backend) {
     let name = backend.name_any();
-    lock(&ctx.users.0).remove(&(name.clone(), namespace.to_owned()));
+    lock(&ctx.users.made).remove(&(name.clone(), namespace.to_owned()));
     if backend.spec.redis.tenancy == Tenancy::Shared {
         return;
     }

@@ -170,3 +170,39 @@ async fn two_operators_without_an_election_end_as_one_and_do_not_fight() {
     })
     .await;
 }
+
+/// E7: a hold that is renewed costs the API server what its sidecar writes, and the operator nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nothing_changes_nothing_is_written() {
+    let plane = Plane::start();
+    let redis = RedisServer::start(&[]);
+    let operator = plane.operator("quiet", &[]);
+    let bed = Bed::new(&plane).await;
+    bed.backend("idle", &redis, "");
+    for i in 0..20 {
+        bed.lock(&format!("lock-{i}"), "{ttlSeconds: 5, keys: [a, b]}");
+    }
+    bed.lock("cached", "{ttlSeconds: 5, backend: idle}");
+    bed.until_ready("cached", "True", "Reconciled").await;
+    bed.until_ready("lock-19", "True", "Reconciled").await;
+    let (locks, config, at) =
+        (bed.leases().await, bed.config("lock-7").await, bed.at("lock-7", "a"));
+    let (hold, _) = acquire_soon(&*locks, &at, &config, "pod").await;
+    eventually("the hold in the status", async || {
+        bed.get_lock("lock-7").await.unwrap().status.unwrap().held == 1
+    })
+    .await;
+    eventually("Acquired", async || !bed.events("lock-7", "Acquired").await.is_empty()).await;
+    let before = operator.metrics("holdfast_operator_writes_total");
+    assert!(!before.is_empty());
+    for _ in 0..50 {
+        let renewal = locks.renew(&at, &config, &hold, Duration::from_secs(5)).await.unwrap();
+        assert!(matches!(renewal, Renewal::Renewed { .. }));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(operator.metrics("holdfast_operator_writes_total"), before);
+    // Control: a change is a write.
+    locks.release(&at, &config, &hold).await.unwrap();
+    eventually("a write", async || operator.metrics("holdfast_operator_writes_total") != before)
+        .await;
+}

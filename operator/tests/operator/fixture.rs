@@ -2,7 +2,8 @@
 //! locks the way sidecars do.
 
 use std::{
-    net::TcpListener,
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},
     sync::{
         Arc, OnceLock,
@@ -81,7 +82,7 @@ impl Plane {
         // However the tests end, it goes with them: its standard input closes then.
         let end = format!("cat >/dev/null; kill -9 {}", child.id());
         let keeper = Command::new("sh").args(["-c", &end]).stdin(Stdio::piped()).spawn().unwrap();
-        Operator { child, keeper, log }
+        Operator { child, keeper, log, admin }
     }
 }
 
@@ -92,6 +93,7 @@ pub struct Operator {
     child: Child,
     keeper: Child,
     log: std::path::PathBuf,
+    admin: SocketAddr,
 }
 
 impl Operator {
@@ -113,6 +115,16 @@ impl Operator {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         false
+    }
+
+    /// The lines of its metrics that start so.
+    pub fn metrics(&self, prefix: &str) -> Vec<String> {
+        let mut stream = TcpStream::connect(self.admin).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert!(text.starts_with("HTTP/1.0 200"), "{text}");
+        text.lines().filter(|line| line.starts_with(prefix)).map(str::to_owned).collect()
     }
 
     pub fn log(&self) -> String {

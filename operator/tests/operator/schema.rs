@@ -48,6 +48,11 @@ async fn every_rule_of_a_lock_admits_and_refuses() {
             "should have at least 1 items",
         ),
         (
+            "{access: [{serviceAccounts: [a.b-c]}]}",
+            "{access: [{serviceAccounts: [a/b]}]}",
+            "should match",
+        ),
+        (
             "{access: [{serviceAccounts: [a], verbs: [Read]}]}",
             "{access: [{serviceAccounts: [a], verbs: [Write]}]}",
             "Unsupported value: \"Write\"",

@@ -135,7 +135,10 @@ pub enum Consistency {
 #[serde(rename_all = "camelCase")]
 pub struct AccessSpec {
     /// Names of ServiceAccounts of this namespace.
-    #[schemars(length(min = 1, max = 64))]
+    #[schemars(
+        length(min = 1, max = 64),
+        inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))
+    )]
     pub service_accounts: Vec<String>,
     /// What they may do: `Acquire` (and renew and release), `Read`, `ForceRelease`. Empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -208,6 +211,15 @@ fn default_max_waiters() -> u32 {
     1_000
 }
 
+/// Whether a ServiceAccount can be called so. Roles are named after it.
+fn is_account(name: &str) -> bool {
+    let ends = |text: &str, at: char| text.starts_with(at) || text.ends_with(at);
+    (1..=253).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+        && !ends(name, '-')
+        && !ends(name, '.')
+}
+
 impl Validate for Lock {
     type Config = LockConfig;
 
@@ -268,6 +280,15 @@ impl Validate for Lock {
                 "the memory backend exists in `holdfast dev` only: use lease, or the name of a \
                  Backend",
             );
+        }
+        for (i, rule) in spec.access.iter().enumerate() {
+            let names = rule.service_accounts.iter().enumerate();
+            for (j, _) in names.filter(|(_, name)| !is_account(name)) {
+                refuse(
+                    &format!("spec.access[{i}].serviceAccounts[{j}]"),
+                    "must be the name of a ServiceAccount: a-z, 0-9, '-' and '.'",
+                );
+            }
         }
         let mut keys = Vec::new();
         for (i, key) in spec.keys.iter().enumerate() {

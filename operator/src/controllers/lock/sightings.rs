@@ -5,7 +5,7 @@
 //! until then it is not created again, for its holder may still believe in it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -15,7 +15,9 @@ use holdfast_core::{
     Clock, Fence, SystemClock,
     lock::record::{Record, Sighting},
 };
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::{
+    api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 use kube::ResourceExt;
 
 use crate::context::lock;
@@ -28,8 +30,18 @@ type Name = (String, String);
 
 struct Seen {
     sighting: Sighting,
+    shape: Shape,
     holder: String,
     gone: bool,
+}
+
+/// All of a Lease that decisions depend on, but for the time of its last renewal.
+#[derive(PartialEq)]
+struct Shape {
+    record: Record,
+    labels: BTreeMap<String, String>,
+    owners: Vec<OwnerReference>,
+    finalizers: Vec<String>,
 }
 
 /// A Lease at this moment.
@@ -52,20 +64,30 @@ impl Look {
 }
 
 impl Sightings {
-    /// Notes a Lease as it is now.
-    pub fn see(&self, lease: &Lease) {
+    /// Notes a Lease as it is now. Whether there is anything to be done about it: of a renewal,
+    /// which is most of what happens, there is not. Whoever waits for an expiry looks again then.
+    pub fn see(&self, lease: &Lease) -> bool {
         let now = SystemClock.now();
         let (record, holder) = read(lease);
+        let shape = Shape {
+            record: Record { renewal: String::new(), ..record.clone() },
+            labels: lease.labels().clone(),
+            owners: lease.owner_references().to_vec(),
+            finalizers: lease.finalizers().to_vec(),
+        };
         let mut all = lock(&self.0);
         match all.get_mut(&name(lease)) {
             Some(seen) => {
                 seen.sighting.see(record, now);
                 seen.holder = holder;
-                seen.gone = false;
+                let changed = seen.gone || seen.shape != shape;
+                (seen.gone, seen.shape) = (false, shape);
+                changed
             }
             None => {
                 let sighting = Sighting::new(record, now);
-                all.insert(name(lease), Seen { sighting, holder, gone: false });
+                all.insert(name(lease), Seen { sighting, shape, holder, gone: false });
+                true
             }
         }
     }
@@ -84,7 +106,9 @@ impl Sightings {
 
     /// Notes all Leases that there are; others are gone.
     pub fn see_all(&self, leases: &[Arc<Lease>]) {
-        leases.iter().for_each(|lease| self.see(lease));
+        for lease in leases {
+            self.see(lease);
+        }
         let there: HashSet<Name> = leases.iter().map(|lease| name(lease)).collect();
         let now = SystemClock.now();
         lock(&self.0).retain(|name, seen| {
@@ -155,14 +179,15 @@ mod tests {
     #[test]
     fn a_lease_that_was_deleted_while_held_stays_away_until_its_hold_has_run_out() {
         let sightings = Sightings::default();
-        sightings.see(&mk_lease("pod-1_0123456789abcdef", 30));
+        assert!(sightings.see(&mk_lease("pod-1_0123456789abcdef", 30)));
+        assert!(!sightings.see(&mk_lease("pod-1_0123456789abcdef", 30)), "nothing happened");
         let look = sightings.look("n", "l").unwrap();
         assert!(look.is_held() && look.holder == "pod-1" && look.left.as_secs() >= 29);
         sightings.forget(&mk_lease("pod-1_0123456789abcdef", 30));
         assert_eq!(sightings.look("n", "l"), None);
         assert!(sightings.absent_for("n", "l").as_secs() >= 29);
 
-        sightings.see(&mk_lease("", 1));
+        assert!(sightings.see(&mk_lease("", 1)));
         assert!(!sightings.look("n", "l").unwrap().is_held());
         sightings.forget(&mk_lease("", 1));
         assert!(sightings.absent_for("n", "l").is_zero());
