@@ -16,7 +16,12 @@ use kube::{
 
 use crate::{
     args::ControlArgs,
-    controllers::{backend::Doubts, bundle::Published, lock::sightings::Sightings, tenants::Users},
+    controllers::{
+        backend::{Doubts, Longest},
+        bundle::Published,
+        lock::sightings::Sightings,
+        tenants::Users,
+    },
     floors::Floors,
     metrics::Metrics,
     status::Pace,
@@ -51,6 +56,8 @@ pub struct Context {
     pub stores: Stores,
     /// The users of namespaces that have been seen to.
     pub users: Users,
+    /// For how long holds on each Backend may still be believed in.
+    pub longest: Longest,
     /// Epochs that must be raised.
     pub doubts: Doubts,
     /// What deleted classes and backends left behind.

@@ -31,7 +31,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     args::ControlArgs,
     context::Context,
-    controllers::{backend::Doubts, bundle::Published, tenants::Users},
+    controllers::{
+        backend::{Doubts, Longest},
+        bundle::Published,
+        tenants::Users,
+    },
     error::Error,
     floors::Floors,
     metrics::Metrics,
@@ -140,6 +144,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             stores: Stores::default(),
             users: Users::default(),
             doubts: Doubts::default(),
+            longest: Longest::default(),
             floors,
             forced: crate::context::Forced::default(),
             pace: Pace::default(),

@@ -23,7 +23,7 @@ use kube::{
     ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use self::epoch::{Change, Facts};
 use crate::{
@@ -40,6 +40,8 @@ pub mod epoch;
 
 /// A store that does not answer by then is away.
 const WITHIN: Duration = Duration::from_secs(4);
+/// The Event about a server that is away.
+const BACKEND_LOST: &str = "BackendLost";
 /// The operator's own marker in every store: what was lost with it may be more. The name is none
 /// that a namespace can have.
 const CANARY: &str = "_operator";
@@ -68,6 +70,23 @@ impl Doubts {
     }
 }
 
+/// The longest time to live of each Backend's classes, now or lately: a hold that was granted before
+/// a class was changed or deleted still counts by what the class said then.
+#[derive(Default)]
+pub struct Longest(Mutex<HashMap<String, (Duration, Instant)>>);
+
+impl Longest {
+    /// Notes what is the longest now, and returns what must be waited for.
+    fn note(&self, backend: &str, now_longest: Duration) -> Duration {
+        let mut all = lock(&self.0);
+        let known = all.entry(backend.to_owned()).or_insert((now_longest, Instant::now()));
+        if now_longest >= known.0 || known.1.elapsed() > known.0 {
+            *known = (now_longest, Instant::now());
+        }
+        known.0
+    }
+}
+
 /// Looks at a Backend.
 ///
 /// # Errors
@@ -81,11 +100,15 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
         apply::add_finalizer(&ctx, &*backend).await?;
         return Ok(Action::await_change());
     }
+    let longest = ctx.longest.note(&name, longest_ttl(&ctx, &name));
     let mut status = backend.status.clone().unwrap_or_default();
     let looked = match look(&ctx, &backend).await {
         Ok(looked) => looked,
         Err(why) => {
             let message = format!("cannot reach the server: {why}");
+            if status.conditions.iter().any(|c| c.type_ == READY && c.status == "True") {
+                ctx.tell(&*backend, EventType::Warning, BACKEND_LOST, message.clone(), None).await;
+            }
             let verdict = Verdict::new(READY, false, REASON_BACKEND_UNAVAILABLE, message);
             // What was known of it may still be so.
             let rest = known_verdicts(&status);
@@ -105,7 +128,7 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
             marker: looked.marker,
             above: ctx.doubts.above(&name),
             floor: ctx.floors.get(&epoch_key(&name)),
-            longest_ttl: longest_ttl(&ctx, &name),
+            longest_ttl: longest,
             now: Timestamp::now(),
         };
         match epoch::next(status.epoch.as_ref(), &facts) {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use holdfast_api::v1alpha1::Backend;
 use holdfast_core::lock::LockBackend;
-use kube::Api;
+use k8s_openapi::api::events::v1::Event;
+use kube::{Api, api::ListParams};
 use tokio::time::Instant;
 
 use crate::{
@@ -149,6 +150,56 @@ async fn lost_data_raises_the_epoch_after_a_quarantine_and_fences_go_on() {
     }
     let numbers = bed.get_backend("forgetful").await.unwrap().status.unwrap().epoch.unwrap();
     assert_eq!(numbers.number, 4);
+}
+
+/// A hold that was granted under a longer time to live is waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_waits_for_holds_from_before_a_class_was_changed() {
+    let bed = Bed::shared().await;
+    let mut redis = RedisServer::start(&[]);
+    bed.backend("shorter", &redis, "");
+    bed.lock("orders", "{ttlSeconds: 9, backend: shorter}");
+    bed.until_ready("orders", "True", "Reconciled").await;
+    // A look at the Backend comes five times a second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bed.lock("orders", "{ttlSeconds: 1, backend: shorter}");
+    bed.until_ready("orders", "True", "Reconciled").await;
+    let granted = Instant::now();
+    redis.restart();
+    until(&bed, "shorter", "False", "Quarantine").await;
+    let locks = bed.redis("shorter").await;
+    let config = bed.config("orders").await;
+    assert_eq!(acquire(&*locks, &bed.at("orders", "a"), &config, "early").await, None);
+    until(&bed, "shorter", "True", "Reconciled").await;
+    assert!(granted.elapsed() >= Duration::from_secs(9), "{:?}", granted.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_is_told_once_and_comes_back() {
+    let bed = Bed::shared().await;
+    let mut redis = RedisServer::start(&["--appendonly", "yes"]);
+    bed.backend("away", &redis, "");
+    bed.lock("orders", "{ttlSeconds: 1, backend: away}");
+    bed.until_ready("orders", "True", "Reconciled").await;
+    redis.kill();
+    until(&bed, "away", "False", "BackendUnavailable").await;
+    let lock = bed.until_ready("orders", "False", "BackendUnavailable").await;
+    assert!(message(&lock).contains("Backend \"away\" is not ready"), "{}", message(&lock));
+    let api: Api<Event> = Api::namespaced(bed.client.clone(), "default");
+    let lost = async || {
+        let events = api.list(&ListParams::default()).await.unwrap().items;
+        let ours = events.into_iter().filter(|event| {
+            event.reason.as_deref() == Some("BackendLost")
+                && event.regarding.as_ref().and_then(|r| r.name.as_deref()) == Some("away")
+        });
+        ours.count()
+    };
+    assert_eq!(lost().await, 1);
+    redis.restart();
+    bed.until_ready("orders", "True", "Reconciled").await;
+    let (locks, config) = (bed.redis("away").await, bed.config("orders").await);
+    acquire_soon(&*locks, &bed.at("orders", "a"), &config, "pod").await;
+    assert_eq!(lost().await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
