@@ -39,6 +39,15 @@ pub fn app_image() -> String {
     env("HOLDFAST_APP_IMAGE")
 }
 
+/// A search path on which kubectl and helm are those of the tests.
+pub fn tools_path() -> String {
+    let tools = ["KUBECTL", "HELM"].map(|tool| {
+        let path = PathBuf::from(env(tool));
+        path.parent().expect("a file in a folder").display().to_string()
+    });
+    format!("{}:{}", tools.join(":"), env("PATH"))
+}
+
 fn run(program: &str, args: &[&str], input: &str) -> Output {
     let mut child = Command::new(env(program))
         .args(args)

@@ -23,8 +23,10 @@ use crate::guard;
 
 /// Connections at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 16_384;
-/// A client that has not sent its headers by then is cut off.
-const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// A client that has not sent its headers by then is cut off. The time begins with the connection, or
+/// with the last answer on it, so it is also how long a connection may be idle: longer than clients
+/// keep theirs, lest a request meets a connection that is just being closed.
+const HEADERS_WITHIN: Duration = Duration::from_secs(90);
 /// Headers larger than this are refused.
 const MAX_HEADERS: usize = 16 * 1024;
 /// Requests under way may go on for so long after the stop.

@@ -14,7 +14,7 @@ use crate::{
     load::Connection,
     process::Server,
     script,
-    throughput::{classes, dev},
+    throughput::{classes, sidecar},
 };
 
 /// Calls of scripts and functions that a Redis has carried out.
@@ -55,27 +55,40 @@ async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
     Ok(took)
 }
 
-/// The same with nothing but BLPOP and RPUSH.
+/// A bare lock: whoever releases leaves a wake token, whoever waits pops it and takes the key.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) \
+                       redis.call('RPUSH', KEYS[2], '1') return 1 end return 0";
+
+/// The same with nothing but SET NX, BLPOP and a script of one comparison: no HTTP, no queue.
 async fn bare(redis: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
-    let (mut pops, mut pushes): (MultiplexedConnection, MultiplexedConnection) =
+    let (mut waiter, mut holder): (MultiplexedConnection, MultiplexedConnection) =
         (script::connect(redis).await?, script::connect(redis).await?);
+    let take = |hold: usize| {
+        let mut command = redis::cmd("SET");
+        command.arg("{bare}").arg(hold).arg("NX").arg("PX").arg(15_000);
+        command
+    };
+    take(0).query_async::<Option<String>>(&mut holder).await?;
     let mut took = Vec::new();
-    for _ in 0..rounds {
+    for round in 0..rounds {
         let waiting = async {
-            let popped: redis::RedisResult<(String, String)> =
-                redis::cmd("BLPOP").arg("bare").arg(30).query_async(&mut pops).await;
-            popped.map(|_| Instant::now())
+            let mut pop = redis::cmd("BLPOP");
+            pop.arg("{bare}:wake").arg(30).query_async::<(String, String)>(&mut waiter).await?;
+            take(round + 1).query_async::<String>(&mut waiter).await?;
+            redis::RedisResult::Ok(Instant::now())
         };
-        let pushing = async {
+        let releasing = async {
             sleep(Duration::from_millis(3)).await;
             let begun = Instant::now();
-            let pushed: redis::RedisResult<i64> =
-                redis::cmd("RPUSH").arg("bare").arg("x").query_async(&mut pushes).await;
-            pushed.map(|_| begun)
+            let mut release = redis::cmd("EVAL");
+            release.arg(RELEASE).arg(2).arg("{bare}").arg("{bare}:wake").arg(round);
+            release.query_async::<u64>(&mut holder).await?;
+            redis::RedisResult::Ok(begun)
         };
-        let (ended, begun) = tokio::try_join!(waiting, pushing)?;
+        let (ended, begun) = tokio::try_join!(waiting, releasing)?;
         took.push((ended - begun).as_secs_f64());
     }
+    redis::cmd("DEL").arg("{bare}").query_async::<u64>(&mut holder).await?;
     Ok(took)
 }
 
@@ -84,8 +97,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let (rounds, each) = if bench.quick { (2, 100) } else { (7, 300) };
     let (classes, redis) = (classes()?, Server::redis(1).await?);
     let address = format!("127.0.0.1:{}", redis.port);
-    let sidecar =
-        Server::start(0, &bench.bin.join("holdfast"), dev(&classes, Some(&address))).await?;
+    let sidecar = sidecar(bench, &classes, Some(&address)).await?;
     let (mut halves, mut tails, mut ours, mut theirs) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {
         let mut bare = bare(&address, each).await?;
@@ -107,8 +119,7 @@ pub async fn crowd(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let (waiters, releases) = if bench.quick { (100, 10) } else { (999, 100) };
     let (classes, redis) = (classes()?, Server::redis(1).await?);
     let address = format!("127.0.0.1:{}", redis.port);
-    let sidecar =
-        Server::start(0, &bench.bin.join("holdfast"), dev(&classes, Some(&address))).await?;
+    let sidecar = sidecar(bench, &classes, Some(&address)).await?;
     let mut holder = Connection::open(sidecar.port).await?;
     let mut hold = holder.acquire("key=crowd").await?;
     let (answered, mut next) = tokio::sync::mpsc::unbounded_channel();

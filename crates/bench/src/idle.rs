@@ -10,7 +10,7 @@ use crate::{
     handover::calls,
     load::Connection,
     process::Server,
-    throughput::{classes, dev},
+    throughput::{classes, dev, sidecar},
 };
 
 /// The size of the release binaries.
@@ -50,8 +50,7 @@ pub async fn many_holds(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let classes = classes()?;
     let redis = Server::redis(1).await?;
     let address = format!("127.0.0.1:{}", redis.port);
-    let server =
-        Server::start(0, &bench.bin.join("holdfast"), dev(&classes, Some(&address))).await?;
+    let server = sidecar(bench, &classes, Some(&address)).await?;
     let mut connection = Connection::open(server.port).await?;
     let mut ids = Vec::with_capacity(holds);
     for key in 0..holds {

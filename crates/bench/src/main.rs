@@ -19,7 +19,7 @@ mod throughput;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use figures::Figure;
 
@@ -33,11 +33,25 @@ struct Args {
     /// Fewer and shorter rounds: shows that it runs, not how fast.
     #[arg(long)]
     quick: bool,
+    /// Only these measurements.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
     /// Put the table into this file, between its markers.
     #[arg(long)]
     write: Option<PathBuf>,
     #[command(subcommand)]
     floor: Option<Floor>,
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Part {
+    Size,
+    Idle,
+    Throughput,
+    Handover,
+    Crowd,
+    Holds,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,12 +80,19 @@ async fn main() -> anyhow::Result<()> {
     }
     let bench = Bench { bin: args.bin, quick: args.quick };
     let mut figures: Vec<Figure> = Vec::new();
-    figures.extend(idle::binaries(&bench)?);
-    figures.extend(idle::idle(&bench).await?);
-    figures.extend(throughput::measure(&bench).await?);
-    figures.extend(handover::measure(&bench).await?);
-    figures.extend(handover::crowd(&bench).await?);
-    figures.extend(idle::many_holds(&bench).await?);
+    for part in Part::value_variants() {
+        if !args.only.is_empty() && !args.only.contains(part) {
+            continue;
+        }
+        figures.extend(match part {
+            Part::Size => idle::binaries(&bench)?,
+            Part::Idle => idle::idle(&bench).await?,
+            Part::Throughput => throughput::measure(&bench).await?,
+            Part::Handover => handover::measure(&bench).await?,
+            Part::Crowd => handover::crowd(&bench).await?,
+            Part::Holds => idle::many_holds(&bench).await?,
+        });
+    }
     let table = figures::table(&figures);
     println!("{table}");
     if let Some(path) = args.write {

@@ -83,6 +83,24 @@ async fn direct(redis: &str, lasts: Duration) -> anyhow::Result<f64> {
     Ok(calls as f64 / begun.elapsed().as_secs_f64())
 }
 
+/// A sidecar on core 0 that grants: on a Redis, its epoch takes a moment to be known.
+pub async fn sidecar(
+    bench: &Bench,
+    classes: &tempfile::TempDir,
+    redis: Option<&str>,
+) -> anyhow::Result<Server> {
+    let server = Server::start(0, &bench.bin.join("holdfast"), dev(classes, redis)).await?;
+    for _ in 0..500 {
+        let mut connection = Connection::open(server.port).await?;
+        if let Ok(hold) = connection.acquire("key=ready").await {
+            connection.release(&hold).await?;
+            return Ok(server);
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    anyhow::bail!("the sidecar does not grant")
+}
+
 /// A file with the class of the bench, and arguments to serve it.
 pub fn dev(classes: &tempfile::TempDir, redis: Option<&str>) -> impl FnOnce(u16) -> Vec<String> {
     let file: PathBuf = classes.path().join("bench.yaml");
@@ -118,9 +136,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let f0 = Server::start(0, &own, |port| words("f0", port)).await?;
     let f1 =
         Server::start(0, &own, |port| [words("f1", port), vec![address.clone()]].concat()).await?;
-    let holdfast = bench.bin.join("holdfast");
-    let memory = Server::start(0, &holdfast, dev(&classes, None)).await?;
-    let on_redis = Server::start(0, &holdfast, dev(&classes, Some(&address))).await?;
+    let memory = sidecar(bench, &classes, None).await?;
+    let on_redis = sidecar(bench, &classes, Some(&address)).await?;
     let servers = [
         (&f0, Kind::Floor),
         (&memory, Kind::Sidecar),

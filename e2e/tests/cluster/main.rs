@@ -10,5 +10,5 @@
 mod admission;
 mod failure;
 mod lock;
-mod operator;
+mod readme;
 mod security;

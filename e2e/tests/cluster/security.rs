@@ -1,22 +1,22 @@
-//! Who may do what: pods under the strictest Pod Security, accounts without access, tenants of one
-//! Redis, and what the operator's absence means to pods.
+//! Who may do what: pods under the strictest Pod Security, accounts without access, and tenants of one
+//! Redis.
 
 use std::time::Duration;
 
 use holdfast_e2e::{
-    Namespace, Pod, SYSTEM, app_image, eventually, fence, get, kubectl, redis, try_kubectl,
+    Namespace, Pod, SYSTEM, app_image, eventually, get, kubectl, redis, try_kubectl,
 };
 use serde_json::{Value, json};
 
-/// A pod that asks for a sidecar (or not) and is as confined as Pod Security `restricted` asks.
-fn mk_confined(name: &str, account: &str, inject: bool) -> String {
+/// A pod that asks for a sidecar and is as confined as Pod Security `restricted` asks.
+fn mk_confined(name: &str, account: &str) -> String {
     let security = json!({
         "allowPrivilegeEscalation": false, "runAsNonRoot": true, "runAsUser": 65532,
         "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
     });
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "labels": {"holdfast.dev/inject": inject.to_string()}},
+        "metadata": {"name": name, "labels": {"holdfast.dev/inject": "true"}},
         "spec": {"serviceAccountName": account, "terminationGracePeriodSeconds": 5, "containers": [{
             "name": "app", "image": app_image(), "imagePullPolicy": "IfNotPresent",
             "command": ["/bin/sh", "-c", "trap exit TERM; while :; do sleep 0.2; done"],
@@ -27,7 +27,7 @@ fn mk_confined(name: &str, account: &str, inject: bool) -> String {
 }
 
 fn start(namespace: &Namespace, name: &str, account: &str) -> Pod {
-    namespace.apply(&mk_confined(name, account, true));
+    namespace.apply(&mk_confined(name, account));
     let pod = format!("pod/{name}");
     kubectl(&["wait", "-n", &namespace.name, "--for=condition=Ready", &pod, "--timeout=90s"]);
     Pod { namespace: namespace.name.clone(), name: name.to_owned() }
@@ -163,41 +163,4 @@ fn a_tenant_of_a_redis_reaches_its_own_keys_only() {
     }
     let still = pod.get("/v1/locks/orders");
     assert_eq!(still["holder"]["fence"], hold["fence"], "{still}");
-}
-
-#[test]
-fn without_the_operator_locks_work_and_only_pods_that_ask_for_a_sidecar_wait() {
-    let namespace = Namespace::new("absent");
-    namespace.lock("orders", "{ttlSeconds: 3}");
-    let pod = start(&namespace, "a", "default");
-    let hold = pod.acquire("orders", "waitSeconds=10");
-    let scale = |replicas: &str| {
-        let replicas = format!("--replicas={replicas}");
-        kubectl(&["scale", "-n", SYSTEM, "deployment/holdfast-operator", &replicas]);
-    };
-    scale("0");
-    let labels = ["-l", "app.kubernetes.io/component=operator", "-o", "name"];
-    eventually("the operator is gone", Duration::from_secs(60), || {
-        kubectl(&[&["get", "pods", "-n", SYSTEM][..], &labels].concat()).is_empty()
-    });
-    let ns = namespace.name.as_str();
-    dry_run(ns, &mk_confined("plain", "default", false)).unwrap();
-    let refusal = dry_run(ns, &mk_confined("b", "default", true)).expect_err("nobody injects");
-    assert!(refusal.contains("inject.holdfast.dev"), "{refusal}");
-    // It goes on being renewed, for longer than it would last by itself.
-    let id = hold["holdId"].as_str().unwrap();
-    let state = || pod.get(&format!("/v1/holds/{id}"))["state"].clone();
-    for _ in 0..8 {
-        assert_eq!(state(), "held");
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    pod.release("orders", &hold);
-    let next = pod.acquire("orders", "");
-    assert!(fence(&next) > fence(&hold));
-    scale("2");
-    let deployment = "deployment/holdfast-operator";
-    kubectl(&["rollout", "status", "-n", SYSTEM, deployment, "--timeout=90s"]);
-    eventually("sidecars are injected again", Duration::from_secs(30), || {
-        dry_run(ns, &mk_confined("b", "default", true)).is_ok()
-    });
 }

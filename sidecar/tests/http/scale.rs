@@ -42,9 +42,8 @@ async fn an_idle_pod_costs_one_watch_and_no_request() {
     let text = serde_json::to_string(&bundle).unwrap();
     let map = json!({"metadata": {"name": BUNDLE_CONFIG_MAP}, "data": {BUNDLE_KEY: text}});
     maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
-    let watches = || {
-        metric(server, "apiserver_longrunning_requests", &["\"configmaps\"", "verb=\"WATCH\""])
-    };
+    let watches =
+        || metric(server, "apiserver_longrunning_requests", &["\"configmaps\"", "verb=\"WATCH\""]);
     let requests = || metric(server, "apiserver_request_total", &["resource=\"configmaps\""]);
     let (watches_before, requests_before) = (watches(), requests());
 

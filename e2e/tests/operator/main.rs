@@ -1,4 +1,12 @@
-//! The operator is never in the path of a request, and comes back to where it was.
+//! The operator is never in the path of a request, and comes back to where it was. These tests take
+//! it away, so they run alone and one by one.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::disallowed_types,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
@@ -6,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_e2e::{Namespace, SYSTEM, eventually, fence, helm_upgrade, kubectl};
+use holdfast_e2e::{Namespace, SYSTEM, eventually, fence, helm_upgrade, kubectl, try_kubectl};
 
 #[test]
 fn locks_keep_working_while_the_operator_is_killed_and_changes_wait_for_it() {
@@ -80,4 +88,43 @@ fn an_upgrade_takes_no_lock_from_its_holder() {
     assert_eq!((&info["state"], &info["fence"]), (&"held".into(), &hold["fence"]), "{info}");
     // The certificate authority of the webhook is not reset by an upgrade.
     namespace.pods(&["b"]);
+}
+
+#[test]
+fn without_the_operator_locks_work_and_only_pods_that_ask_for_a_sidecar_wait() {
+    let namespace = Namespace::new("absent");
+    namespace.lock("orders", "{ttlSeconds: 3}");
+    let pod = &namespace.pods(&["a"])[0];
+    let hold = pod.acquire("orders", "waitSeconds=10");
+    let scale = |replicas: &str| {
+        let replicas = format!("--replicas={replicas}");
+        kubectl(&["scale", "-n", SYSTEM, "deployment/holdfast-operator", &replicas]);
+    };
+    scale("0");
+    let labels = ["-l", "app.kubernetes.io/component=operator", "-o", "name"];
+    eventually("the operator is gone", Duration::from_secs(60), || {
+        kubectl(&[&["get", "pods", "-n", SYSTEM][..], &labels].concat()).is_empty()
+    });
+    let plain = "{apiVersion: v1, kind: Pod, metadata: {name: plain}, spec: {containers: \
+                 [{name: app, image: x}]}}";
+    let args = ["create", "--dry-run=server", "-n", &namespace.name, "-f", "-"];
+    try_kubectl(&args, plain).unwrap();
+    let refusal = namespace.try_pod("b").expect_err("nobody injects");
+    assert!(refusal.contains("inject.holdfast.dev"), "{refusal}");
+    // It goes on being renewed, for longer than it would last by itself.
+    let id = hold["holdId"].as_str().unwrap();
+    for _ in 0..8 {
+        let info = pod.get(&format!("/v1/holds/{id}"));
+        assert_eq!(info["state"], "held", "{info}");
+        thread::sleep(Duration::from_millis(500));
+    }
+    pod.release("orders", &hold);
+    let next = pod.acquire("orders", "");
+    assert!(fence(&next) > fence(&hold));
+    scale("2");
+    let deployment = "deployment/holdfast-operator";
+    kubectl(&["rollout", "status", "-n", SYSTEM, deployment, "--timeout=90s"]);
+    eventually("sidecars are injected again", Duration::from_secs(30), || {
+        namespace.try_pod("b").is_ok()
+    });
 }
