@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Kills at so many points.
-const KILLS: u64 = 16;
+const KILLS: u64 = 12;
 
 /// What was made in a namespace, by kind and name, without what differs from run to run.
 async fn made(bed: &Bed<'_>) -> BTreeMap<String, Vec<String>> {
@@ -42,7 +42,7 @@ async fn made(bed: &Bed<'_>) -> BTreeMap<String, Vec<String>> {
 async fn an_operator_killed_anywhere_comes_to_the_same_end() {
     let plane = Plane::start();
     let redis = RedisServer::start(&[]);
-    let mut operator = plane.operator("crash", &[]);
+    let mut operator = plane.operator("crash", &["--election-seconds", "1"]);
     let bed = Bed::new(&plane).await;
     bed.backend("kept", &redis, "");
     bed.lock("steady", "{ttlSeconds: 30}");
@@ -55,7 +55,7 @@ async fn an_operator_killed_anywhere_comes_to_the_same_end() {
         bed.lock("orders", "{ttlSeconds: 2, keys: [a, b]}");
         bed.lock("cached", "{ttlSeconds: 2, backend: kept}");
         // From before the first write to after the last one.
-        tokio::time::sleep(Duration::from_millis(round * 12)).await;
+        tokio::time::sleep(Duration::from_millis(round * 16)).await;
         operator.kill();
         if round % 2 == 0 {
             bed.lock("orders", "{ttlSeconds: 2, keys: [b, c]}");
@@ -63,7 +63,7 @@ async fn an_operator_killed_anywhere_comes_to_the_same_end() {
         // An operator that is away stops nobody.
         let renewal = locks.renew(&at, &steady, &hold, Duration::from_secs(30)).await.unwrap();
         assert!(matches!(renewal, Renewal::Renewed { .. }), "round {round}");
-        operator = plane.operator("crash", &[]);
+        operator = plane.operator("crash", &["--election-seconds", "1"]);
         if round % 2 == 1 {
             bed.lock("orders", "{ttlSeconds: 2, keys: [b, c]}");
         }
@@ -78,9 +78,9 @@ async fn an_operator_killed_anywhere_comes_to_the_same_end() {
         expected = Some(now);
         // And in the middle of the end.
         bed.kubectl(&["delete", "lock", "orders", "cached", "--wait=false"], "").unwrap();
-        tokio::time::sleep(Duration::from_millis(round * 12)).await;
+        tokio::time::sleep(Duration::from_millis(round * 16)).await;
         operator.kill();
-        operator = plane.operator("crash", &[]);
+        operator = plane.operator("crash", &["--election-seconds", "1"]);
         eventually(&format!("round {round}: all to be gone"), async || {
             bed.get_lock("orders").await.is_none() && bed.get_lock("cached").await.is_none()
         })
