@@ -30,6 +30,7 @@ pub mod ended;
 pub mod journal;
 pub mod keeper;
 pub mod life;
+pub mod stream;
 
 use ended::{End, Ended};
 use life::Life;
@@ -258,33 +259,6 @@ impl Holds {
         self.table().ended.note(hold, End::GivenUp);
     }
 
-    /// Subscribes to a hold's events: how it stands, and what comes. Counts as an open stream until
-    /// the subscription is dropped.
-    ///
-    /// # Errors
-    /// What is known of a hold that is not live.
-    #[allow(clippy::result_large_err, reason = "once per stream")]
-    pub fn subscribe(self: &Arc<Self>, hold: &HoldId) -> Result<Subscription, Found> {
-        let view = match self.find(hold) {
-            Found::Live(view) => view,
-            other => return Err(other),
-        };
-        let now = self.clock.now();
-        let mut table = self.table();
-        let Some(there) = table.live.get_mut(hold) else { return Err(Found::Unknown) };
-        let events = there.events.get_or_insert_with(|| broadcast::channel(EVENTS).0).subscribe();
-        there.bound.opened();
-        there.life.resume(now);
-        self.reschedule(&mut table, hold);
-        drop(table);
-        let first = match view.state {
-            HoldState::Held => HoldEventKind::Granted,
-            HoldState::Suspended => HoldEventKind::Suspended,
-        };
-        let first = mk_event(hold, view.fence, first, view.left);
-        Ok(Subscription { holds: self.clone(), hold: hold.clone(), ttl: view.ttl, first, events })
-    }
-
     /// Judges every hold that is bound to containers by those that run now. Returns the holds whose
     /// containers are known to have ended: they are lost, and may be released.
     pub fn observe(&self, containers: &Observed) -> Vec<View> {
@@ -438,26 +412,5 @@ fn mk_event(hold: &HoldId, fence: Fence, event: HoldEventKind, left: Duration) -
         hold_id: hold.to_string(),
         fence: fence.to_string(),
         hold_for_ms: left.as_millis() as u64,
-    }
-}
-
-/// An open event stream of a hold.
-pub struct Subscription {
-    holds: Arc<Holds>,
-    hold: HoldId,
-    /// What the store granted the hold for when the stream was opened.
-    pub ttl: Duration,
-    /// How it stood then.
-    pub first: HoldEvent,
-    /// What comes after.
-    pub events: broadcast::Receiver<HoldEvent>,
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        let now = self.holds.clock.now();
-        if let Some(there) = self.holds.table().live.get_mut(&self.hold) {
-            there.bound.closed(now);
-        }
     }
 }

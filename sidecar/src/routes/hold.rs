@@ -16,7 +16,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::fields::Name;
 use crate::{
     error::Failure,
-    holds::{Subscription, View},
+    holds::{View, stream::Subscription},
     service::Sidecar,
 };
 
