@@ -4,6 +4,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         Arc, OnceLock,
@@ -43,21 +44,23 @@ const SOON: Duration = Duration::from_secs(40);
 /// An API server that is ready for an operator.
 pub struct Plane {
     pub server: ApiServer,
-    definitions: tempfile::TempDir,
+    /// Ends with the server.
+    dir: PathBuf,
 }
 
 impl Plane {
     pub fn start() -> Self {
         let server = ApiServer::start();
-        let definitions = tempfile::tempdir().unwrap();
-        let out = definitions.path().to_str().unwrap();
+        let dir = server.kubeconfig().parent().unwrap().join("operators");
+        std::fs::create_dir(&dir).unwrap();
+        let out = dir.to_str().unwrap();
         let made = Command::new(OPERATOR).args(["crd", "--out", out]).status().unwrap();
         assert!(made.success());
         server.kubectl(&["apply", "-f", out], "").unwrap();
         server.kubectl(&["wait", "--for=condition=Established", "crd", "--all"], "").unwrap();
         server.kubectl(&["create", "namespace", SYSTEM], "").unwrap();
         server.with_policy();
-        Plane { server, definitions }
+        Plane { server, dir }
     }
 
     pub async fn client(&self) -> Client {
@@ -67,7 +70,7 @@ impl Plane {
     /// Runs one more operator.
     pub fn operator(&self, name: &str, args: &[&str]) -> Operator {
         let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let log = self.definitions.path().join(format!("{name}.log"));
+        let log = self.dir.join(format!("{name}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = Command::new(OPERATOR)
             .env("KUBECONFIG", self.server.kubeconfig())
@@ -93,7 +96,7 @@ const OPERATOR: &str = env!("CARGO_BIN_EXE_holdfast-operator");
 pub struct Operator {
     child: Child,
     keeper: Child,
-    log: std::path::PathBuf,
+    log: PathBuf,
     admin: SocketAddr,
 }
 
