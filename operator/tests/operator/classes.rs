@@ -221,6 +221,9 @@ async fn an_annotation_releases_by_force_once() {
     };
     annotate("a");
     eventually("the annotation to be dealt with", is_done).await;
+    // The Event comes after the deed.
+    let told = async |reason: &str| !bed.events("orders", reason).await.is_empty();
+    eventually("the Event", async || told("ForceReleased").await).await;
     let notes = bed.events("orders", "ForceReleased").await;
     assert!(notes.len() == 1 && notes[0].contains("pod-1"), "{notes:?}");
     let others = bed.leases().await;
@@ -231,6 +234,7 @@ async fn an_annotation_releases_by_force_once() {
 
     annotate("c");
     eventually("the annotation to be dealt with", is_done).await;
+    eventually("the Event", async || told("ForceReleaseRefused").await).await;
     let refused = bed.events("orders", "ForceReleaseRefused").await;
     assert!(refused[0].contains("there is no key \"c\""), "{refused:?}");
     // pod-2 was left alone.
