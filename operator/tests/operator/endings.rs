@@ -111,6 +111,7 @@ async fn a_dead_redis_does_not_wedge_a_deletion() {
     let asked = Instant::now();
     bed.kubectl(&["delete", "lock", "orders", "--timeout=30s"], "").unwrap();
     assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    eventually("the Event", async || !bed.events("orders", "BackendLost").await.is_empty()).await;
     let notes = bed.events("orders", "BackendLost").await;
     assert!(notes.len() == 1 && notes[0].contains("does not answer"), "{notes:?}");
     bed.kubectl_cluster(&["delete", "backend", "dead", "--timeout=30s"], "").unwrap();
