@@ -40,6 +40,10 @@ finish() {
 if [ "$part" = lint ]; then check "packages" hack/packages.sh build; else check "packages" hack/packages.sh test; fi
 [ "$failed" -eq 0 ] || finish
 
+tools() { hack/tools.sh cargo-deny && { [ "$part" = lint ] || { hack/tools.sh cluster-box && hack/tools.sh helm; }; }; }
+check "tools" tools
+[ "$failed" -eq 0 ] || finish
+
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
 check "rules between crates" hack/deny.sh
