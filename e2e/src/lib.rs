@@ -205,6 +205,14 @@ impl Namespace {
         names.iter().map(pod).collect()
     }
 
+    /// Starts a pod whose app does not heed SIGTERM, and waits until it is ready.
+    pub fn deaf_pod(&self, name: &str) -> Pod {
+        self.apply(&mk_pod(name).replace("trap exit TERM", "trap : TERM"));
+        let pod = format!("pod/{name}");
+        kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &pod, "--timeout=90s"]);
+        Pod { namespace: self.name.clone(), name: name.to_owned() }
+    }
+
     /// A column of `kubectl get lock`.
     pub fn column(&self, lock: &str, header: &str) -> String {
         let table = kubectl(&["get", "lock", lock, "-n", &self.name]);
@@ -216,7 +224,7 @@ impl Namespace {
 
 fn mk_pod(name: &str) -> String {
     format!(
-        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: \
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: '{name}', labels: \
          {{holdfast.dev/inject: 'true'}}}}, spec: {{terminationGracePeriodSeconds: 10, \
          containers: [{{name: app, image: '{}', imagePullPolicy: IfNotPresent, command: \
          [/bin/sh, -c, 'trap exit TERM; while :; do sleep 0.2; done']}}]}}}}",

@@ -129,6 +129,19 @@ fn a_pod_that_ends_releases_after_its_app(namespace: &Namespace) {
     });
 }
 
+/// D4: the sidecar is told to stop after the app, so it releases after the app.
+fn an_app_that_does_not_heed_sigterm_keeps_its_hold(namespace: &Namespace) {
+    let deaf = namespace.deaf_pod("n");
+    let other = namespace.pods(&["o"]).remove(0);
+    deaf.acquire("orders", "waitSeconds=30");
+    let begun = Instant::now();
+    kubectl(&["delete", "pod", "n", "-n", &namespace.name, "--wait=false"]);
+    let next = other.acquire("orders", "waitSeconds=60");
+    // Its pod has ten seconds of grace.
+    assert!(begun.elapsed() > Duration::from_millis(9_500), "{:?}", begun.elapsed());
+    other.release("orders", &next);
+}
+
 fn a_restarted_container_loses_its_hold(namespace: &Namespace) {
     let pods = namespace.pods(&["j"]);
     let hold = pods[0].acquire("orders", "waitSeconds=30");
@@ -207,6 +220,7 @@ fn scenes(name: &str, spec: &str, ttl: Duration, queue_is_shared: bool) {
     holder_and_queue_are_shown(&namespace, queue_is_shared);
     a_killed_pod_hands_over_within_the_ttl(&namespace, ttl);
     a_pod_that_ends_releases_after_its_app(&namespace);
+    an_app_that_does_not_heed_sigterm_keeps_its_hold(&namespace);
     a_restarted_container_loses_its_hold(&namespace);
     force_release_takes_the_lock(&namespace);
     a_class_created_again_grants_higher_fences(&namespace, spec);
