@@ -167,6 +167,7 @@ async fn control(ctx: Arc<Context>, queues: Queues) {
     let caches = ctx.caches.clone();
     let classes = Kind::ALL.iter().map(|kind| match kind {
         Kind::Lock => "Lock",
+        Kind::RateLimit => "RateLimit",
     });
     tracing::debug!(kinds = ?classes.collect::<Vec<_>>(), "the controllers start");
     tokio::join!(

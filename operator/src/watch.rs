@@ -341,6 +341,8 @@ impl Tell {
         };
         match Kind::ALL.iter().find(|known| known.singular() == kind) {
             Some(Kind::Lock) => self.to.lock(namespace.unwrap_or_default(), class),
+            // A rate limit has no Leases.
+            Some(Kind::RateLimit) => {}
             None => {}
         }
     }

@@ -56,6 +56,7 @@ fn described() -> (Router<Arc<Sidecar>>, String) {
     for kind in Kind::ALL {
         router = router.merge(match kind {
             Kind::Lock => lock::routes(),
+            Kind::RateLimit => OpenApiRouter::new(),
         });
     }
     let (router, api) = router.split_for_parts();

@@ -8,16 +8,19 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     /// Mutual exclusion with fencing tokens.
     Lock,
+    /// How much may be done in how long.
+    RateLimit,
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: &'static [Kind] = &[Kind::Lock];
+    pub const ALL: &'static [Kind] = &[Kind::Lock, Kind::RateLimit];
 
     /// The Kubernetes kind, such as `Lock`.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Lock => "Lock",
+            Kind::RateLimit => "RateLimit",
         }
     }
 
@@ -25,6 +28,7 @@ impl Kind {
     pub const fn singular(self) -> &'static str {
         match self {
             Kind::Lock => "lock",
+            Kind::RateLimit => "ratelimit",
         }
     }
 
@@ -32,6 +36,7 @@ impl Kind {
     pub const fn plural(self) -> &'static str {
         match self {
             Kind::Lock => "locks",
+            Kind::RateLimit => "ratelimits",
         }
     }
 }

@@ -63,5 +63,11 @@ pub fn supports(kind: Kind, substrate: Substrate) -> Result<Guarantee, &'static 
         (Kind::Lock, Substrate::Memory) => Ok(Guarantee::Process),
         (Kind::Lock, Substrate::Redis) => Ok(Guarantee::BestEffort),
         (Kind::Lock, Substrate::Lease) => Ok(Guarantee::Consensus),
+        (Kind::RateLimit, Substrate::Memory) => Ok(Guarantee::Process),
+        (Kind::RateLimit, Substrate::Redis) => Ok(Guarantee::BestEffort),
+        (Kind::RateLimit, Substrate::Lease) => Err(
+            "a rate limit cannot live on Leases, each check would be a write to etcd: set backend to \
+             the name of a Redis Backend",
+        ),
     }
 }
