@@ -309,7 +309,8 @@ pub fn lease_keys(class: &BundleClass, substrate: Substrate) -> Vec<Key> {
             Keys::Fixed(keys) => keys.clone(),
             Keys::Any => Vec::new(),
         },
-        (Substrate::Redis | Substrate::Memory, ClassConfig::Lock(_)) => Vec::new(),
+        (Substrate::Redis | Substrate::Memory, ClassConfig::Lock(_))
+        | (_, ClassConfig::RateLimit(_)) => Vec::new(),
     }
 }
 

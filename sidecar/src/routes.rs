@@ -21,6 +21,7 @@ use crate::{error::Failure, service::Sidecar};
 pub mod fields;
 pub mod hold;
 pub mod lock;
+pub mod ratelimit;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -56,7 +57,7 @@ fn described() -> (Router<Arc<Sidecar>>, String) {
     for kind in Kind::ALL {
         router = router.merge(match kind {
             Kind::Lock => lock::routes(),
-            Kind::RateLimit => OpenApiRouter::new(),
+            Kind::RateLimit => ratelimit::routes(),
         });
     }
     let (router, api) = router.split_for_parts();

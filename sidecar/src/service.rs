@@ -31,10 +31,12 @@ use crate::{
 
 mod answers;
 mod holding;
+mod ratelimit;
 mod terms;
 
 pub use answers::mk_holder;
 use answers::{mk_closing, mk_ended, mk_locked, mk_queue_full, mk_state, mk_too_many, mk_unknown};
+pub use ratelimit::Checked;
 use terms::{Terms, invalid};
 
 /// Requests of this pod that may wait at once, for all classes.
@@ -114,6 +116,16 @@ impl Sidecar {
                 path: format!("/v1/{}/{}", Kind::Lock.plural(), class.name),
             })
             .collect();
+        let limits = snapshot.rate_limits.values();
+        let limits = limits
+            .filter(|class| authz::may_anything(&class.access, &self.identity.service_account));
+        classes.extend(limits.map(|class| ClassInfo {
+            kind: Kind::RateLimit.name().into(),
+            name: class.name.to_string(),
+            backend: class.backend.clone(),
+            guarantee: class.guarantee.clone(),
+            path: format!("/v1/{}/{}", Kind::RateLimit.plural(), class.name),
+        }));
         classes.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         Catalogue {
             namespace: self.identity.namespace.to_string(),

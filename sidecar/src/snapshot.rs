@@ -10,13 +10,17 @@ use holdfast_backend::waiter::LockClient;
 use holdfast_core::{
     ClassName, Key, Kind,
     lock::{Keys, LockConfig},
+    ratelimit::RateLimitBackend,
 };
 use holdfast_wire::Code;
 
+pub use self::ratelimit::RateLimitClass;
 use crate::{
     error::Failure,
     metrics::{ClassMetrics, Metrics},
 };
+
+mod ratelimit;
 
 /// A Lock class, ready to serve.
 pub struct LockClass {
@@ -73,6 +77,8 @@ pub struct Snapshot {
     pub hash: String,
     /// The Lock classes by name.
     pub locks: HashMap<String, Arc<LockClass>>,
+    /// The RateLimit classes by name.
+    pub rate_limits: HashMap<String, Arc<RateLimitClass>>,
 }
 
 /// Makes clients of backends. Implemented where the connections are made.
@@ -82,18 +88,37 @@ pub trait Connect: Send + Sync {
     /// # Errors
     /// A sentence, when this process cannot reach such a backend at all.
     fn locks(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String>;
+
+    /// The rate limits on a backend.
+    ///
+    /// # Errors
+    /// As [`Connect::locks`].
+    fn rate_limits(
+        &self,
+        name: &str,
+        backend: &BundleBackend,
+    ) -> Result<Arc<dyn RateLimitBackend>, String>;
 }
 
 impl Snapshot {
     /// A snapshot of a bundle. A class whose backend cannot be had is left out with a warning.
     pub fn new(bundle: &Bundle, connect: &dyn Connect, metrics: &Metrics) -> Self {
-        let mut locks = HashMap::new();
+        let (mut locks, mut rate_limits) = (HashMap::new(), HashMap::new());
         for class in &bundle.classes {
             let Some(backend) = bundle.backends.get(&class.backend) else {
                 tracing::warn!(class = %class.name, backend = class.backend, "no such backend");
                 continue;
             };
             match &class.config {
+                ClassConfig::RateLimit(config) => {
+                    match connect.rate_limits(&class.backend, backend) {
+                        Ok(client) => {
+                            let class = RateLimitClass::new(class, config, client, metrics);
+                            rate_limits.insert(class.name.to_string(), Arc::new(class));
+                        }
+                        Err(why) => tracing::warn!(class = %class.name, why, "class is not served"),
+                    }
+                }
                 ClassConfig::Lock(config) => match connect.locks(&class.backend, backend) {
                     Ok(client) => {
                         let name = class.name.as_str();
@@ -113,7 +138,7 @@ impl Snapshot {
                 },
             }
         }
-        Snapshot { hash: bundle.hash.clone(), locks }
+        Snapshot { hash: bundle.hash.clone(), locks, rate_limits }
     }
 
     /// The Lock class of a name.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_core::{ClassName, Kind, Substrate, lock::LockConfig};
+use holdfast_core::{ClassName, Kind, Substrate, lock::LockConfig, ratelimit::RateLimitConfig};
 use serde::{Deserialize, Serialize};
 
 /// The ConfigMap that carries the bundle, one per namespace.
@@ -55,6 +55,8 @@ pub struct BundleClass {
 pub enum ClassConfig {
     /// A Lock.
     Lock(LockConfig),
+    /// A RateLimit.
+    RateLimit(RateLimitConfig),
 }
 
 impl ClassConfig {
@@ -62,6 +64,7 @@ impl ClassConfig {
     pub const fn kind(&self) -> Kind {
         match self {
             ClassConfig::Lock(_) => Kind::Lock,
+            ClassConfig::RateLimit(_) => Kind::RateLimit,
         }
     }
 }

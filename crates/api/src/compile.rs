@@ -12,7 +12,7 @@ use crate::{
         Verb,
     },
     load::did_you_mean,
-    v1alpha1::{Lock, lock},
+    v1alpha1::{Lock, RateLimit, lock},
     validate::{FieldError, Resolved, Validate},
 };
 
@@ -21,6 +21,8 @@ use crate::{
 pub enum Class {
     /// A Lock.
     Lock(Lock),
+    /// A RateLimit.
+    RateLimit(RateLimit),
 }
 
 impl Class {
@@ -28,6 +30,7 @@ impl Class {
     pub const fn kind(&self) -> Kind {
         match self {
             Class::Lock(_) => Kind::Lock,
+            Class::RateLimit(_) => Kind::RateLimit,
         }
     }
 
@@ -35,6 +38,7 @@ impl Class {
     pub fn name(&self) -> String {
         match self {
             Class::Lock(lock) => lock.name_any(),
+            Class::RateLimit(limit) => limit.name_any(),
         }
     }
 
@@ -42,6 +46,7 @@ impl Class {
     pub fn namespace(&self) -> String {
         match self {
             Class::Lock(lock) => lock.namespace().unwrap_or_else(|| "default".into()),
+            Class::RateLimit(limit) => limit.namespace().unwrap_or_else(|| "default".into()),
         }
     }
 
@@ -49,6 +54,7 @@ impl Class {
     pub fn backend(&self) -> &str {
         match self {
             Class::Lock(lock) => lock.backend(),
+            Class::RateLimit(limit) => limit.backend(),
         }
     }
 
@@ -59,12 +65,14 @@ impl Class {
     pub fn validate(&self, on: &Resolved) -> Result<ClassConfig, Vec<FieldError>> {
         match self {
             Class::Lock(lock) => lock.validate(on).map(ClassConfig::Lock),
+            Class::RateLimit(limit) => limit.validate(on).map(ClassConfig::RateLimit),
         }
     }
 
     fn access(&self) -> &[lock::AccessSpec] {
         match self {
             Class::Lock(lock) => lock.access(),
+            Class::RateLimit(limit) => limit.access(),
         }
     }
 }

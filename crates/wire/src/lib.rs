@@ -7,6 +7,7 @@ pub mod headers;
 pub mod hold;
 pub mod lock;
 pub mod problem;
+pub mod ratelimit;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -18,6 +19,10 @@ pub use lock::{
     RenewResponse,
 };
 pub use problem::{Code, Problem};
+pub use ratelimit::{
+    CheckRequest, CheckResponse, LimitState, PeekQuery, PermitReleaseRequest,
+    PermitReleaseResponse, RefundRequest, RefundResponse,
+};
 
 /// `GET /v1`: what this pod may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -92,6 +92,8 @@ impl Controlled for Lock {
 fn config(valid: &Valid) -> &LockConfig {
     match &valid.class.config {
         ClassConfig::Lock(config) => config,
+        // This controller compiles Locks only.
+        ClassConfig::RateLimit(_) => unreachable!("a Lock was compiled to a rate limit"),
     }
 }
 

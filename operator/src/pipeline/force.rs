@@ -39,7 +39,7 @@ pub async fn by_annotation<K: Controlled>(
     valid: &Valid,
 ) -> Result<(), Error> {
     let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else { return Ok(()) };
-    let ClassConfig::Lock(config) = &valid.class.config;
+    let ClassConfig::Lock(config) = &valid.class.config else { return Ok(()) };
     let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT_FOR: null });
     let key = match parse(asked, config) {
         Ok(key) => key,

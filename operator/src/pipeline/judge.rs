@@ -80,5 +80,7 @@ fn store(backend: &Backend) -> Result<Option<String>, Verdict> {
 fn consistency(valid: &Valid) -> Consistency {
     match &valid.class.config {
         ClassConfig::Lock(config) => config.consistency,
+        // A rate limit has no fences: an epoch in doubt does not close it.
+        ClassConfig::RateLimit(_) => Consistency::BestEffort,
     }
 }

@@ -224,7 +224,10 @@ impl<'a> Bed<'a> {
     /// The configuration of a Lock, as sidecars know it.
     pub async fn config(&self, name: &str) -> Arc<LockConfig> {
         let bundle = self.bundle().await.unwrap();
-        let ClassConfig::Lock(config) = bundle.class(Kind::Lock, name).unwrap().config.clone();
+        let ClassConfig::Lock(config) = bundle.class(Kind::Lock, name).unwrap().config.clone()
+        else {
+            panic!("not a lock")
+        };
         Arc::new(config)
     }
 

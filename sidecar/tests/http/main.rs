@@ -11,6 +11,7 @@ mod lifecycle;
 mod limits;
 mod locks;
 mod openapi;
+mod ratelimits;
 mod scale;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]

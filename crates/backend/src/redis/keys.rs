@@ -15,6 +15,7 @@ use holdfast_core::{Address, ClassName, HoldId, Key, Kind, SessionId};
 
 /// The record of a lock: who holds it, and its fence.
 pub const RECORD: &str = ":l";
+const RATE: &str = ":r";
 const QUEUE: &str = ":q";
 const WAITERS: &str = ":w";
 const TOMB: &str = ":x:";
@@ -37,6 +38,11 @@ impl ObjectKeys {
     /// The record.
     pub fn record(&self) -> String {
         format!("{}{RECORD}", self.stem)
+    }
+
+    /// The record of a rate limit.
+    pub fn rate(&self) -> String {
+        format!("{}{RATE}", self.stem)
     }
 
     /// The list of those who wait.

@@ -8,6 +8,7 @@ mod failures;
 mod fixture;
 mod handover;
 mod model;
+mod ratelimits;
 #[path = "../support/redis.rs"]
 mod server;
 mod tenants;

@@ -100,8 +100,9 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
         "Try:".into(),
         format!("  {curl} -s {url}/v1"),
     ];
-    if let Some(class) = bundle.classes.first() {
-        let ClassConfig::Lock(config) = &class.config;
+    if let Some(class) = bundle.classes.first()
+        && let ClassConfig::Lock(config) = &class.config
+    {
         let name = &class.name;
         let key = match &config.keys {
             Keys::Fixed(keys) if keys.len() > 1 => format!("&key={}", keys[0]),
