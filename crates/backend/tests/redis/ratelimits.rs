@@ -26,13 +26,16 @@ local real = redis
 local redis = { register_function = real.register_function,
   call = function(verb, key, value) if verb == 'SET' then return real.call(verb, key, value) end
     return real.call(verb, key) end,
-  error_reply = real.error_reply }
+  error_reply = function(text) return real.error_reply(text) end }
 local function store_ms() return 0 end
 local function store_us() return tonumber(real.call('GET', 'clock')) end
 ";
 /// A Lua that rounds up where it must round down.
-const BROKEN: &str =
-    "local math = { min = math.min, max = math.max, ceil = math.ceil, floor = math.ceil }\n";
+const BROKEN: &str = "\
+local math = { min = function(a, b) return math.min(a, b) end,
+  max = function(a, b) return math.max(a, b) end,
+  ceil = function(a) return math.ceil(a) end, floor = function(a) return math.ceil(a) end }
+";
 
 static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::compose(CLOCK));
 static BROKEN_SCRIPTS: LazyLock<Scripts> =
