@@ -22,13 +22,12 @@ use crate::{
 
 /// The store's time comes from a key, and nothing expires by the server's own.
 const CLOCK: &str = "\
-local real = redis
-local redis = { register_function = real.register_function,
-  call = function(verb, key, value) if verb == 'SET' then return real.call(verb, key, value) end
-    return real.call(verb, key) end,
-  error_reply = function(text) return real.error_reply(text) end }
+local redis = { register_function = redis.register_function,
+  call = function(verb, key, value) if verb == 'SET' then return redis.call(verb, key, value) end
+    return redis.call(verb, key) end,
+  error_reply = function(text) return redis.error_reply(text) end }
 local function store_ms() return 0 end
-local function store_us() return tonumber(real.call('GET', 'clock')) end
+local function store_us() return tonumber(redis.call('GET', 'clock')) end
 ";
 /// A Lua that rounds up where it must round down.
 const BROKEN: &str = "\
