@@ -12,6 +12,7 @@ pub mod connect;
 pub mod error;
 pub mod guard;
 pub mod holds;
+pub mod leash;
 pub mod liveness;
 pub mod metrics;
 pub mod routes;

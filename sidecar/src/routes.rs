@@ -18,6 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{error::Failure, service::Sidecar};
 
+pub mod direct;
 pub mod fields;
 pub mod hold;
 pub mod lock;

@@ -26,7 +26,7 @@ use crate::{
     holds::{Holds, journal::Journal},
     liveness::container::OwnPod,
     metrics::Metrics,
-    routes,
+    routes::{self, direct::App},
     serve::{self, Listen, Listener},
     service::{Identity, Sidecar},
     snapshot::Connect,
@@ -64,17 +64,16 @@ impl Serving {
         register_process(&registry)?;
         let (pushes, pushed): (Diverted, _) = mpsc::unbounded_channel();
         let holds = Holds::new(clock.clone(), pushes);
-        let sidecar = Sidecar::new(identity, holds.clone(), metrics.clone(), clock);
+        let sidecar = Sidecar::new(identity, holds.clone(), metrics, clock);
         let stop = CancellationToken::new();
         let keeper = AbortOnDropHandle::new(tokio::spawn(holds.keep(pushed, stop.clone())));
-        let app = routes::router(sidecar.clone(), page);
+        let router = routes::router(sidecar.clone(), page);
+        let app = Arc::new(App { sidecar: sidecar.clone(), router });
         let (mut servers, mut listens) = (Vec::new(), Vec::new());
         for listen in listen {
             let listener = Listener::bind(listen).await?;
             listens.push(listener.local()?);
-            let refused = metrics.refused.clone();
-            let stopped = sidecar.stopped.clone();
-            let serving = serve::serve(listener, app.clone(), refused, stopped);
+            let serving = serve::serve(listener, app.clone(), sidecar.stopped.clone());
             servers.push(AbortOnDropHandle::new(tokio::spawn(serving)));
         }
         Ok(Serving { sidecar, hub: Hub::new(), registry, listens, servers, keeper, stop })

@@ -139,7 +139,8 @@ impl Sidecar {
         let _waiting = self.wait_slot(&class, terms.wait)?;
         let began = Instant::now();
         let outcome = tokio::select! {
-            outcome = self.acquire_once(&class, &at, &terms) => outcome,
+            biased;
+            outcome = self.acquire_once(&class, &at, &terms, began) => outcome,
             () = self.closing.cancelled() => Err(mk_closing()),
         };
         let metrics = &class.metrics;
@@ -159,14 +160,19 @@ impl Sidecar {
         class: &Arc<LockClass>,
         at: &Address,
         terms: &Terms,
+        began: Instant,
     ) -> Result<View, Failure> {
-        let until = Instant::now() + terms.wait;
         for attempt in 0..MAX_TRIES {
             let hold = match &terms.request_id {
                 None => HoldId::random(),
                 Some(id) => HoldId::derive(&self.session_of_try(attempt), at, id),
             };
-            match self.holds.find(&hold) {
+            // A request without a name of its own is never a retry.
+            let earlier = match &terms.request_id {
+                None => Found::Unknown,
+                Some(_) => self.holds.find(&hold),
+            };
+            match earlier {
                 // A retry: the same grant.
                 Found::Live(view) => return Ok(view),
                 Found::Ended(End::GivenUp) => continue,
@@ -182,7 +188,10 @@ impl Sidecar {
                 max_hold: terms.max_hold,
                 enqueue: !terms.wait.is_zero(),
             };
-            let wait = until.saturating_duration_since(Instant::now());
+            let wait = match attempt {
+                0 => terms.wait,
+                _ => terms.wait.saturating_sub(began.elapsed()),
+            };
             // Who renews by hand gets the whole time to live to begin with.
             let claim = terms.bind.is_none();
             match class.client.acquire(at, request, wait, claim).await? {
@@ -194,7 +203,7 @@ impl Sidecar {
                     return Err(mk_queue_full(at, class.config.ttl_ms, waiters));
                 }
                 // An earlier try of this request was given up by its caller.
-                Acquisition::Cancelled => self.holds.given_up(hold),
+                Acquisition::Cancelled => self.holds.given_up(&hold),
             }
         }
         let why = "this requestId was given up too often; send a new one";
@@ -389,5 +398,5 @@ fn read_hold(hold: Option<&str>) -> Result<HoldId, Failure> {
     let Some(text) = hold else {
         return Err(invalid("holdId", "is required: the one that acquire answered"));
     };
-    HoldId::new(text).map_err(|why| invalid("holdId", &why.to_string()))
+    HoldId::new(text).map_err(|why| Failure::new(Code::InvalidField, format!("holdId: {why}")))
 }

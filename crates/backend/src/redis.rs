@@ -15,6 +15,7 @@ pub mod epoch;
 pub mod errors;
 pub mod keys;
 mod lock;
+mod policy;
 mod pushes;
 mod reply;
 pub mod scripts;

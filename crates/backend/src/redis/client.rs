@@ -265,7 +265,8 @@ fn is_loaded_already(error: &RedisError) -> bool {
 }
 
 fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
-    let mut command = redis::cmd(verb);
-    command.arg(what).arg(keys.len()).arg(keys).arg(args);
+    let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
+    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + what.len() + size);
+    command.arg(verb).arg(what).arg(keys.len()).arg(keys).arg(args);
     command
 }

@@ -14,8 +14,8 @@ use futures::future::try_join_all;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, Consistency, Fairness, Grant, HolderView, LockBackend, LockConfig,
-        LockView, Policy, Release, Renewal,
+        Acquire, Attempt, Beat, Consistency, Grant, HolderView, LockBackend, LockConfig, LockView,
+        Release, Renewal,
     },
 };
 use tokio::sync::watch;
@@ -26,14 +26,13 @@ use super::{
     config::RedisConfig,
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
+    policy::{MAX_MS, Policies},
     pushes::{Listener, PushCounts},
     reply::{Reply, unexpected},
     scripts::Transition,
 };
 use crate::hub::Hub;
 
-/// Lua's numbers are exact below 2^53; sums of a few of these stay there. 139 years.
-const MAX_MS: u64 = 1 << 42;
 /// How many waiters a view names.
 const NAMES_IN_VIEW: &str = "10";
 /// How many keys are read at once in a list.
@@ -56,6 +55,7 @@ pub struct RedisLocks {
     marker: String,
     channel_prefix: String,
     epoch: watch::Receiver<Option<KnownEpoch>>,
+    policies: Policies,
     in_doubt: AtomicBool,
     counts: Arc<PushCounts>,
     subscribed: watch::Receiver<bool>,
@@ -103,6 +103,7 @@ impl RedisLocks {
             marker: keys::marker(namespace),
             channel_prefix: keys::channel_prefix(namespace),
             epoch,
+            policies: Policies::default(),
             in_doubt: AtomicBool::new(false),
             counts,
             subscribed,
@@ -141,7 +142,7 @@ impl RedisLocks {
             return Err(BackendError::NotFound(what));
         }
         let (epoch, mode) = self.known_epoch(config)?;
-        let (number, policy) = (epoch.number.to_string(), encode_policy(&config.policy()));
+        let (number, policy) = (epoch.number.to_string(), self.policies.encode(at, config));
         let names = ObjectKeys::new(at);
         let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
         let tomb = tomb.map(|hold| names.tomb(hold));
@@ -360,22 +361,4 @@ impl LockBackend for RedisLocks {
 
 fn encode_ms(time: Duration) -> String {
     (time.as_millis() as u64).min(MAX_MS).to_string()
-}
-
-/// See `lua/prelude.lua`.
-fn encode_policy(policy: &Policy) -> String {
-    let ms = |ms: u64| ms.min(MAX_MS);
-    format!(
-        "{}:{}:{}:{}:{}:{}:{}",
-        policy.generation.clamp(0, MAX_MS as i64),
-        ms(policy.min_hold_ms),
-        ms(policy.lock_delay_ms),
-        policy.max_waiters,
-        ms(policy.beat_ms),
-        match policy.fairness {
-            Fairness::Fifo => 1,
-            Fairness::None => 0,
-        },
-        ms(policy.fence_floor),
-    )
 }
