@@ -119,6 +119,8 @@ pub struct View {
     pub left: Duration,
     /// When that is over, boot time.
     pub deadline_boot_ns: u64,
+    /// When it stood so.
+    pub seen: Stamp,
 }
 
 /// What is known of a hold that somebody names.
@@ -151,12 +153,11 @@ impl Holds {
         })
     }
 
-    /// Adds a hold. A retry of the same request finds the one that is there.
+    /// Adds a hold, as of now. A retry of the same request finds the one that is there.
     ///
     /// # Errors
     /// How it ended, if it has already.
-    pub fn insert(&self, new: NewHold) -> Result<View, End> {
-        let now = self.clock.now();
+    pub fn insert(&self, new: NewHold, now: Stamp) -> Result<View, End> {
         let hold = new.held.inbox.hold().clone();
         let mut table = self.table();
         if let Some(end) = table.ended.get(&hold) {
@@ -263,6 +264,11 @@ impl Holds {
     pub fn end(&self, hold: &HoldId, end: End) {
         let now = self.clock.now();
         self.end_in(&mut self.table(), hold, end, now);
+    }
+
+    /// Ends a hold that the store has let go, at a time that its holder was still seen with it.
+    pub fn released(&self, view: &View) {
+        self.end_in(&mut self.table(), &view.hold, End::Released, view.seen);
     }
 
     /// Remembers a request that its caller gave up.
@@ -401,6 +407,7 @@ impl Hold {
             state: self.life.state(),
             left: deadline.remaining(now),
             deadline_boot_ns: deadline.boot_ns(),
+            seen: now,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! hyper times a client's headers with a timer that it makes and drops with every request. A timer
 //! of the runtime is too dear for that, so [`Leash`] is a cheap one: a time in a cell, which the
-//! server looks at every [`LOOK_EVERY`]. Time-outs here are generous, so the delay does not matter.
+//! server looks at every [`LOOK_EVERY`]. Time-outs here are generous, so that does not matter.
 
 use std::{
     future::Future,
@@ -19,15 +19,22 @@ use futures::task::AtomicWaker;
 use hyper::rt::{Sleep, Timer};
 use tokio::time::Instant;
 
-/// How often [`Leashes::look`] is to be called while there are connections.
+/// How often [`Leashes::look`] is to be called while there are connections; time-outs may be off by as
+/// much.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 const NEVER: u64 = u64::MAX;
 
 /// The leashes of one server.
 pub struct Leashes {
-    began: Instant,
+    clock: Arc<Coarse>,
     all: Mutex<Vec<Weak<Inner>>>,
+}
+
+/// A clock that says when it was last looked at: with every request a real one is too dear.
+struct Coarse {
+    began: Instant,
+    now_ms: AtomicU64,
 }
 
 /// One connection's.
@@ -35,8 +42,8 @@ pub struct Leashes {
 pub struct Leash(Arc<Inner>);
 
 struct Inner {
-    began: Instant,
-    /// Milliseconds after `began`; zero once it has passed.
+    clock: Arc<Coarse>,
+    /// Milliseconds after the clock began; zero once it has passed.
     due_ms: AtomicU64,
     stop: AtomicBool,
     waker: AtomicWaker,
@@ -44,15 +51,17 @@ struct Inner {
 
 impl Default for Leashes {
     fn default() -> Self {
-        Leashes { began: Instant::now(), all: Mutex::default() }
+        let clock = Coarse { began: Instant::now(), now_ms: AtomicU64::new(0) };
+        Leashes { clock: Arc::new(clock), all: Mutex::default() }
     }
 }
 
 impl Leashes {
     /// One more.
     pub fn add(&self) -> Leash {
+        self.clock.advance();
         let leash = Arc::new(Inner {
-            began: self.began,
+            clock: self.clock.clone(),
             due_ms: AtomicU64::new(NEVER),
             stop: AtomicBool::new(false),
             waker: AtomicWaker::new(),
@@ -63,7 +72,7 @@ impl Leashes {
 
     /// Wakes the connections whose time-out has passed; forgets those that are no more.
     pub fn look(&self) {
-        let now_ms = self.began.elapsed().as_millis() as u64;
+        let now_ms = self.clock.advance();
         self.all().retain(|leash| {
             let Some(leash) = leash.upgrade() else { return false };
             if leash.due_ms.load(Relaxed) <= now_ms {
@@ -87,6 +96,14 @@ impl Leashes {
     }
 }
 
+impl Coarse {
+    fn advance(&self) -> u64 {
+        let now_ms = self.began.elapsed().as_millis() as u64;
+        self.now_ms.store(now_ms, Relaxed);
+        now_ms
+    }
+}
+
 impl Leash {
     /// Whom to wake: the connection's task. Once is enough.
     pub fn tie(&self, waker: &Waker) {
@@ -102,11 +119,16 @@ impl Leash {
 #[allow(clippy::disallowed_types, reason = "hyper's trait; a time-out, not a hold's deadline")]
 impl Timer for Leash {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        self.sleep_until((Instant::now() + duration).into_std())
+        self.sleep_until(self.now() + duration)
+    }
+
+    fn now(&self) -> std::time::Instant {
+        let clock = &self.0.clock;
+        (clock.began + Duration::from_millis(clock.now_ms.load(Relaxed))).into_std()
     }
 
     fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
-        let due = Instant::from_std(deadline).saturating_duration_since(self.0.began);
+        let due = Instant::from_std(deadline).saturating_duration_since(self.0.clock.began);
         self.0.due_ms.store((due.as_millis() as u64).max(1), Relaxed);
         Box::pin(Silence(self.0.clone()))
     }

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use holdfast_api::bundle::Verb;
 use holdfast_backend::waiter::{Acquisition, HeldLock};
 use holdfast_core::{
-    Address, Clock, HoldId, Holder, Key, Kind, SessionId,
+    Address, Clock, HoldId, Holder, Key, Kind, SessionId, Stamp,
     lock::{Acquire, HolderView},
 };
 use holdfast_wire::{
@@ -137,7 +137,8 @@ impl Sidecar {
             return Err(mk_too_many(format!("this pod has {MAX_HOLDS} holds; release some")));
         }
         let _waiting = self.wait_slot(&class, terms.wait)?;
-        let began = Instant::now();
+        // Who does not wait needs no clock but the one its grant is counted by.
+        let began = (!terms.wait.is_zero()).then(Instant::now);
         let outcome = tokio::select! {
             biased;
             outcome = self.acquire_once(&class, &at, &terms, began) => outcome,
@@ -145,10 +146,7 @@ impl Sidecar {
         };
         let metrics = &class.metrics;
         match &outcome {
-            Ok(_) => {
-                metrics.acquired.inc();
-                metrics.wait.observe(began.elapsed().as_secs_f64());
-            }
+            Ok(_) => metrics.acquired.inc(),
             Err(failure) if failure.0.code == Code::Locked => metrics.locked.inc(),
             Err(_) => metrics.failed.inc(),
         }
@@ -160,7 +158,7 @@ impl Sidecar {
         class: &Arc<LockClass>,
         at: &Address,
         terms: &Terms,
-        began: Instant,
+        began: Option<Instant>,
     ) -> Result<View, Failure> {
         for attempt in 0..MAX_TRIES {
             let hold = match &terms.request_id {
@@ -188,14 +186,23 @@ impl Sidecar {
                 max_hold: terms.max_hold,
                 enqueue: !terms.wait.is_zero(),
             };
+            let waited = || began.map_or(Duration::ZERO, |began| began.elapsed());
             let wait = match attempt {
                 0 => terms.wait,
-                _ => terms.wait.saturating_sub(began.elapsed()),
+                _ => terms.wait.saturating_sub(waited()),
             };
             // Who renews by hand gets the whole time to live to begin with.
             let claim = terms.bind.is_none();
             match class.client.acquire(at, request, wait, claim).await? {
-                Acquisition::Held(held) => return self.admit(class, at, terms, held),
+                Acquisition::Held(held) => {
+                    let now = self.clock.now();
+                    let waited = match began {
+                        Some(began) => began.elapsed(),
+                        None => now.since(held.deadline.since()),
+                    };
+                    class.metrics.wait.observe(waited.as_secs_f64());
+                    return self.admit(class, at, terms, held, now);
+                }
                 Acquisition::Locked { retry_after, waiters } => {
                     return Err(mk_locked(at, retry_after, waiters));
                 }
@@ -226,8 +233,8 @@ impl Sidecar {
         at: &Address,
         terms: &Terms,
         held: HeldLock,
+        now: Stamp,
     ) -> Result<View, Failure> {
-        let now = self.clock.now();
         let bound = terms.bind.map(|bind| match bind {
             Bind::Process => Bound::Process,
             Bind::Stream => Bound::Stream { open: 0, grace: terms.ttl, last: now },
@@ -244,7 +251,7 @@ impl Sidecar {
             max_hold: terms.max_hold,
             bound,
         };
-        self.holds.insert(new).map_err(mk_ended)
+        self.holds.insert(new, now).map_err(mk_ended)
     }
 
     /// Takes a key from whoever has it.

@@ -155,7 +155,7 @@ impl Holds {
                 max_hold: Duration::from_millis(record.max_hold_ms),
                 bound: record.bound.map(|bound| Bound::from_record(bound, now)),
             };
-            resumed += usize::from(self.insert(new).is_ok());
+            resumed += usize::from(self.insert(new, now).is_ok());
         }
         resumed
     }

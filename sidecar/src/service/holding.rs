@@ -74,7 +74,7 @@ impl Sidecar {
         let class = &view.class;
         match class.client.backend().release(&view.at, &class.config, &view.hold).await {
             Ok(Release::Released) => {
-                self.holds.end(&view.hold, End::Released);
+                self.holds.released(view);
                 Ok(())
             }
             Ok(Release::NotHeld) => {
