@@ -108,7 +108,7 @@ impl Client {
         let reply = if link.functions.load(Relaxed) {
             self.call_function(&link, transition, keys, args).await?
         } else {
-            self.call_script(&link, transition, keys, args).await?
+            Box::pin(self.call_script(&link, transition, keys, args)).await?
         };
         match reply {
             Value::Array(values) => Ok(values),
@@ -131,12 +131,13 @@ impl Client {
         match errors::meaning(&error) {
             Some(Meaning::NoCommand) => {
                 link.functions.store(false, Relaxed);
-                self.call_script(link, transition, keys, args).await
+                Box::pin(self.call_script(link, transition, keys, args)).await
             }
             // The operator loads it; where there is none, whoever may does.
             Some(Meaning::NotLoaded) => {
-                self.load_library(link).await?;
-                self.send(link, &command).await.map_err(|error| errors::in_flight(&error))
+                Box::pin(self.load_library(link)).await?;
+                let again = Box::pin(self.send(link, &command)).await;
+                again.map_err(|error| errors::in_flight(&error))
             }
             _ => Err(errors::in_flight(&error)),
         }
@@ -204,6 +205,11 @@ impl Client {
         if let Some(link) = &*lock(&self.link) {
             return Ok(link.clone());
         }
+        // Boxed: requests would otherwise all carry the room for a TLS handshake.
+        Box::pin(self.relink()).await
+    }
+
+    async fn relink(&self) -> Result<Arc<Link>, BackendError> {
         let mut reconnect = self.reconnect.lock().await;
         // Another caller may have made it meanwhile.
         if let Some(link) = &*lock(&self.link) {
