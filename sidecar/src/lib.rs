@@ -9,6 +9,7 @@ pub mod args;
 pub mod authz;
 pub mod config;
 pub mod connect;
+pub mod elections;
 pub mod error;
 pub mod guard;
 pub mod holds;

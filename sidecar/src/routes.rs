@@ -19,6 +19,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{error::Failure, service::Sidecar};
 
 pub mod direct;
+pub mod election;
 pub mod fields;
 pub mod hold;
 pub mod lock;
@@ -57,6 +58,7 @@ fn described() -> (Router<Arc<Sidecar>>, String) {
     for kind in Kind::ALL {
         router = router.merge(match kind {
             Kind::Lock => lock::routes(),
+            Kind::LeaderElection => election::routes(),
         });
     }
     let (router, api) = router.split_for_parts();
@@ -90,6 +92,6 @@ async fn not_found() -> Failure {
 }
 
 async fn method_not_allowed() -> Failure {
-    let why = "this route has no such method; acquire, renew, release and heartbeat are POSTs";
+    let why = "this route has no such method; acquire, renew, release, heartbeat, campaign and resign are POSTs";
     Failure::new(Code::MethodNotAllowed, why)
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     authz,
+    elections::Elections,
     error::Failure,
     holds::{Found, Holds, MAX_HOLDS, NewHold, View, ended::End},
     liveness::Bound,
@@ -30,6 +31,7 @@ use crate::{
 };
 
 mod answers;
+mod election;
 mod holding;
 mod terms;
 
@@ -69,6 +71,8 @@ pub struct Sidecar {
     pub snapshot: ArcSwap<Snapshot>,
     /// The live holds.
     pub holds: Arc<Holds>,
+    /// The elections that this pod stands in.
+    pub elections: Elections,
     /// The families.
     pub metrics: Metrics,
     /// Cancelled when no more holds are to be granted.
@@ -91,6 +95,7 @@ impl Sidecar {
             identity,
             snapshot: ArcSwap::default(),
             holds,
+            elections: Elections::default(),
             metrics,
             closing: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -103,15 +108,14 @@ impl Sidecar {
     pub fn catalogue(&self) -> Catalogue {
         let snapshot = self.snapshot.load();
         let mut classes: Vec<ClassInfo> = snapshot
-            .locks
-            .values()
+            .classes()
             .filter(|class| authz::may_anything(&class.access, &self.identity.service_account))
             .map(|class| ClassInfo {
-                kind: Kind::Lock.name().into(),
+                kind: class.kind.name().into(),
                 name: class.name.to_string(),
                 backend: class.backend.clone(),
                 guarantee: class.guarantee.clone(),
-                path: format!("/v1/{}/{}", Kind::Lock.plural(), class.name),
+                path: format!("/v1/{}/{}", class.kind.route(), class.name),
             })
             .collect();
         classes.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
@@ -133,15 +137,24 @@ impl Sidecar {
         let class = self.snapshot.load().lock(name)?.clone();
         let at = self.address(&class, request.key.as_deref(), Verb::Acquire)?;
         let terms = Terms::read(request, &class, self.identity.in_pod)?;
+        let _waiting = self.wait_slot(&class, terms.wait)?;
+        self.acquire_on(&class, &at, &terms).await
+    }
+
+    async fn acquire_on(
+        &self,
+        class: &Arc<LockClass>,
+        at: &Address,
+        terms: &Terms,
+    ) -> Result<View, Failure> {
         if self.holds.count() >= MAX_HOLDS {
             return Err(mk_too_many(format!("this pod has {MAX_HOLDS} holds; release some")));
         }
-        let _waiting = self.wait_slot(&class, terms.wait)?;
         // Who does not wait needs no clock but the one its grant is counted by.
         let began = (!terms.wait.is_zero()).then(Instant::now);
         let outcome = tokio::select! {
             biased;
-            outcome = self.acquire_once(&class, &at, &terms, began) => outcome,
+            outcome = self.acquire_once(class, at, terms, began) => outcome,
             () = self.closing.cancelled() => Err(mk_closing()),
         };
         let metrics = &class.metrics;
@@ -287,11 +300,12 @@ impl Sidecar {
     pub async fn status(&self) -> Status {
         let snapshot = self.snapshot.load_full();
         let mut locks = Vec::new();
-        for class in snapshot.locks.values() {
+        for class in snapshot.classes() {
             let backend = class.client.backend();
             let namespace = &self.identity.namespace;
-            match backend.list(namespace, &class.name, &class.config, 100).await {
+            match backend.list(class.kind, namespace, &class.name, &class.config, 100).await {
                 Ok(rows) => locks.extend(rows.into_iter().map(|(key, view)| StatusRow {
+                    kind: class.kind.name().into(),
                     name: class.name.to_string(),
                     state: mk_state(&key, view),
                 })),
@@ -318,7 +332,7 @@ impl Sidecar {
         let hold = read_hold(hold)?;
         let snapshot = self.snapshot.load();
         let view = match self.live(self.holds.find(&hold)) {
-            Ok(view) if view.class.name.as_str() == name => view,
+            Ok(view) if view.class.name.as_str() == name && view.at.kind == Kind::Lock => view,
             // A wrong name explains more than an unknown hold.
             other => {
                 snapshot.lock(name)?;
@@ -356,14 +370,18 @@ impl Sidecar {
         }
         if !authz::permits(&class.access, &self.identity.service_account, verb, &key) {
             let why = format!(
-                "the access rules of Lock \"{}\" do not let ServiceAccount \"{}\" do this; \
+                "the access rules of {} \"{}\" do not let ServiceAccount \"{}\" do this; \
                  see spec.access",
-                class.name, self.identity.service_account
+                class.kind, class.name, self.identity.service_account
             );
             return Err(Failure::new(Code::Forbidden, why));
         }
+        Ok(self.address_of(class, key))
+    }
+
+    fn address_of(&self, class: &LockClass, key: Key) -> Address {
         let namespace = self.identity.namespace.clone();
-        Ok(Address { kind: Kind::Lock, namespace, class: class.name.clone(), key })
+        Address { kind: class.kind, namespace, class: class.name.clone(), key }
     }
 
     /// A place among those who may wait.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_core::{ClassName, Kind, Substrate, lock::LockConfig};
+use holdfast_core::{ClassName, Kind, Substrate, election::ElectionConfig, lock::LockConfig};
 use serde::{Deserialize, Serialize};
 
 /// The ConfigMap that carries the bundle, one per namespace.
@@ -55,6 +55,8 @@ pub struct BundleClass {
 pub enum ClassConfig {
     /// A Lock.
     Lock(LockConfig),
+    /// A LeaderElection.
+    LeaderElection(ElectionConfig),
 }
 
 impl ClassConfig {
@@ -62,6 +64,15 @@ impl ClassConfig {
     pub const fn kind(&self) -> Kind {
         match self {
             ClassConfig::Lock(_) => Kind::Lock,
+            ClassConfig::LeaderElection(_) => Kind::LeaderElection,
+        }
+    }
+
+    /// The lock that its holds are of, on a substrate.
+    pub fn lock(&self, on: Substrate) -> LockConfig {
+        match self {
+            ClassConfig::Lock(config) => config.clone(),
+            ClassConfig::LeaderElection(config) => config.lock(on),
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
         Verb,
     },
     load::did_you_mean,
-    v1alpha1::{Lock, lock},
+    v1alpha1::{LeaderElection, Lock, lock},
     validate::{FieldError, Resolved, Validate},
 };
 
@@ -21,6 +21,8 @@ use crate::{
 pub enum Class {
     /// A Lock.
     Lock(Lock),
+    /// A LeaderElection.
+    LeaderElection(LeaderElection),
 }
 
 impl Class {
@@ -28,6 +30,7 @@ impl Class {
     pub const fn kind(&self) -> Kind {
         match self {
             Class::Lock(_) => Kind::Lock,
+            Class::LeaderElection(_) => Kind::LeaderElection,
         }
     }
 
@@ -35,6 +38,7 @@ impl Class {
     pub fn name(&self) -> String {
         match self {
             Class::Lock(lock) => lock.name_any(),
+            Class::LeaderElection(election) => election.name_any(),
         }
     }
 
@@ -42,6 +46,9 @@ impl Class {
     pub fn namespace(&self) -> String {
         match self {
             Class::Lock(lock) => lock.namespace().unwrap_or_else(|| "default".into()),
+            Class::LeaderElection(election) => {
+                election.namespace().unwrap_or_else(|| "default".into())
+            }
         }
     }
 
@@ -49,6 +56,7 @@ impl Class {
     pub fn backend(&self) -> &str {
         match self {
             Class::Lock(lock) => lock.backend(),
+            Class::LeaderElection(election) => election.backend(),
         }
     }
 
@@ -59,12 +67,16 @@ impl Class {
     pub fn validate(&self, on: &Resolved) -> Result<ClassConfig, Vec<FieldError>> {
         match self {
             Class::Lock(lock) => lock.validate(on).map(ClassConfig::Lock),
+            Class::LeaderElection(election) => {
+                election.validate(on).map(ClassConfig::LeaderElection)
+            }
         }
     }
 
     fn access(&self) -> &[lock::AccessSpec] {
         match self {
             Class::Lock(lock) => lock.access(),
+            Class::LeaderElection(election) => election.access(),
         }
     }
 }

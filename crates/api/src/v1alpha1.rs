@@ -1,7 +1,9 @@
 //! The served version.
 
 pub mod backend;
+pub mod election;
 pub mod lock;
 
 pub use backend::{Backend, BackendSpec, BackendStatus};
+pub use election::{LeaderElection, LeaderElectionSpec, LeaderElectionStatus};
 pub use lock::{Lock, LockSpec, LockStatus};

@@ -135,8 +135,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let address = format!("127.0.0.1:{}", redis.port);
     let words = |floor: &str, port: u16| vec![floor.to_owned(), port.to_string()];
     let f0 = Server::start(FIRST, &own, |port| words("f0", port)).await?;
-    let f1 =
-        Server::start(FIRST, &own, |port| [words("f1", port), vec![address.clone()]].concat()).await?;
+    let f1 = Server::start(FIRST, &own, |port| [words("f1", port), vec![address.clone()]].concat())
+        .await?;
     let memory = sidecar(bench, FIRST, &classes, None).await?;
     let on_redis = sidecar(bench, FIRST, &classes, Some(&address)).await?;
     let servers = [

@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 pub enum Code {
     /// 409: another holds the lock, and the wait (if any) is over.
     Locked,
+    /// 409: this pod does not lead.
+    NotLeading,
     /// 429: as many wait as may.
     QueueFull,
     /// 410: the hold expired, was taken by force, or was released before.
@@ -78,6 +80,7 @@ impl Code {
     /// Every code there is.
     pub const ALL: &'static [Code] = &[
         Code::Locked,
+        Code::NotLeading,
         Code::QueueFull,
         Code::HoldLost,
         Code::ClassNotFound,
@@ -104,6 +107,7 @@ impl Code {
     pub const fn as_str(self) -> &'static str {
         match self {
             Code::Locked => "locked",
+            Code::NotLeading => "not_leading",
             Code::QueueFull => "queue_full",
             Code::HoldLost => "hold_lost",
             Code::ClassNotFound => "class_not_found",
@@ -134,7 +138,7 @@ impl Code {
             Code::Forbidden => 403,
             Code::ClassNotFound | Code::NotFound => 404,
             Code::MethodNotAllowed => 405,
-            Code::Locked => 409,
+            Code::Locked | Code::NotLeading => 409,
             Code::HoldLost => 410,
             Code::TooLarge => 413,
             Code::NotJson => 415,

@@ -136,7 +136,7 @@ impl Holds {
             let [boot_ns, raw_ns, real_ns] = record.since_ns;
             let ttl = Duration::from_millis(record.granted_ms);
             let deadline = Deadline::new(Stamp { boot_ns, raw_ns, real_ns }, ttl);
-            let Some(class) = snapshot.locks.get(record.at.class.as_str()) else { continue };
+            let Some(class) = snapshot.class_of(&record.at) else { continue };
             if deadline.passed(now) {
                 continue;
             }

@@ -79,7 +79,7 @@ impl App {
         match plain {
             Some((Kind::Lock, Verb::Acquire, name)) => fields(name, uri, Plan::Acquire),
             Some((Kind::Lock, Verb::Release, name)) => fields(name, uri, Plan::Release),
-            None => {
+            Some((Kind::LeaderElection, ..)) | None => {
                 let answer = self.router.clone().oneshot(request.map(Body::new));
                 Plan::Router(answer.map(|Ok(answer)| answer.map(Either::Right)).boxed())
             }
@@ -109,14 +109,14 @@ fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Kind, Verb, &'a str)> {
     if *method != Method::POST {
         return None;
     }
-    let (plural, rest) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
+    let (route, rest) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
     let (name, verb) = rest.split_once('/')?;
     let verb = match verb {
         "acquire" => Verb::Acquire,
         "release" => Verb::Release,
         _ => return None,
     };
-    let kind = *Kind::ALL.iter().find(|kind| kind.plural() == plural)?;
+    let kind = *Kind::ALL.iter().find(|kind| kind.route() == route)?;
     (!name.is_empty() && !name.contains('%')).then_some((kind, verb, name))
 }
 

@@ -23,6 +23,19 @@ pub(super) struct Terms {
 }
 
 impl Terms {
+    /// Those of a candidate: it waits as long as a request may, and leads as long as the app lives.
+    pub(super) fn of_candidate(class: &LockClass, in_pod: bool) -> Self {
+        let ttl = Duration::from_millis(class.config.ttl_ms);
+        Terms {
+            ttl,
+            wait: MAX_WAIT,
+            max_hold: Duration::ZERO,
+            request_id: None,
+            bind: Some(if in_pod { Bind::Container } else { Bind::Process }),
+            heartbeat: ttl,
+        }
+    }
+
     pub(super) fn read(
         request: &AcquireRequest,
         class: &LockClass,

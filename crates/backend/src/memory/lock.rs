@@ -216,15 +216,15 @@ impl LockBackend for MemoryLocks {
 
     async fn list(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         _: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let now_ms = self.clock.now().boot_ns / 1_000_000;
-        let ours = |at: &Address| {
-            at.kind == Kind::Lock && *at.namespace == *namespace && at.class == *class
-        };
+        let ours =
+            |at: &Address| at.kind == kind && *at.namespace == *namespace && at.class == *class;
         let keys = lock(&self.keys);
         Ok(keys
             .states

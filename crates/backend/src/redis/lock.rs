@@ -333,13 +333,13 @@ impl LockBackend for RedisLocks {
 
     async fn list(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         _: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let pattern =
-            format!("{}*{}", keys::class_stem(namespace, Kind::Lock, class), keys::RECORD);
+        let pattern = format!("{}*{}", keys::class_stem(namespace, kind, class), keys::RECORD);
         let (mut found, mut cursor) = (Vec::new(), 0u64);
         for _ in 0..SCAN_ROUNDS {
             let mut scan = redis::cmd("SCAN");
