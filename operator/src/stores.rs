@@ -124,18 +124,19 @@ impl Store {
     /// When the store does not answer.
     pub async fn look(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         config: &LockConfig,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let _turn = self.looks.acquire().await;
         let Keys::Fixed(keys) = &config.keys else {
-            return self.observer.list(namespace, class, config, KEYS).await;
+            return self.observer.list(kind, namespace, class, config, KEYS).await;
         };
         let mut found = Vec::new();
         for key in keys {
             let at = Address {
-                kind: Kind::Lock,
+                kind,
                 namespace: namespace.into(),
                 class: class.clone(),
                 key: key.clone(),
@@ -154,10 +155,11 @@ impl Store {
     /// When the store does not answer.
     pub async fn held(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
     ) -> Result<Option<Duration>, BackendError> {
-        let views = self.look(namespace, class, &any_key()).await?;
+        let views = self.look(kind, namespace, class, &any_key()).await?;
         Ok(views.into_iter().filter_map(|(_, view)| Some(view.holder?.ttl)).min())
     }
 }

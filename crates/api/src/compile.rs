@@ -1,8 +1,9 @@
 //! Classes in, bundle out: the one function behind the operator and `holdfast dev`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use holdfast_core::{ClassName, Kind, Substrate, supports};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
@@ -50,6 +51,22 @@ impl Class {
                 election.namespace().unwrap_or_else(|| "default".into())
             }
         }
+    }
+
+    /// Its metadata.
+    pub const fn meta(&self) -> &ObjectMeta {
+        match self {
+            Class::Lock(lock) => &lock.metadata,
+            Class::LeaderElection(election) => &election.metadata,
+        }
+    }
+
+    /// How long one of its holds may last without a renewal, as far as the spec says.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(u64::from(match self {
+            Class::Lock(lock) => lock.spec.ttl_seconds,
+            Class::LeaderElection(election) => election.spec.lease_duration_seconds,
+        }))
     }
 
     /// The backend it names.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use holdfast_api::{
+    compile::Class,
     conditions::{
         EVICTION_SAFE, PERSISTENT, READY, REASON_BACKEND_UNAVAILABLE, REASON_PROBED,
         REASON_QUARANTINE, REASON_RECONCILED, REASON_UNSAFE, REPLICATED, Verdict, set_conditions,
@@ -202,9 +203,8 @@ async fn open(store: &Store, number: u64) -> Result<(), BackendError> {
 
 /// For how long a hold of before may still be believed in.
 fn longest_ttl(ctx: &Context, backend: &str) -> Duration {
-    let users = ctx.caches.locks.state_filter(|lock| lock.spec.backend == backend);
-    let longest = users.iter().map(|lock| lock.spec.ttl_seconds).max().unwrap_or(0);
-    Duration::from_secs(longest.into())
+    let users = ctx.caches.classes_on(backend);
+    users.iter().map(Class::ttl).max().unwrap_or_default()
 }
 
 /// Why a server cannot be used at all, in a sentence.

@@ -79,6 +79,41 @@ async fn every_rule_of_a_lock_admits_and_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_rule_of_a_leader_election_admits_and_refuses() {
+    let bed = Bed::shared().await;
+    let apply = |name: &str, spec: &str| {
+        bed.kubectl(&["apply", "-f", "-"], &object("LeaderElection", name, spec))
+    };
+    let table = [
+        (
+            "{leaseDurationSeconds: 5, retryPeriodSeconds: 4}",
+            "{leaseDurationSeconds: 5, retryPeriodSeconds: 5}",
+            "retryPeriodSeconds must be less than leaseDurationSeconds",
+        ),
+        ("{interop: ClientGo}", "{backend: r, interop: ClientGo}", "is about Leases"),
+        ("{backend: r}", "{backend: memory}", "exists in `holdfast dev` only"),
+        ("{leaseDurationSeconds: 3600}", "{leaseDurationSeconds: 3601}", "less than or equal to"),
+        ("{leaderLabel: {name: example.com/role}}", "{leaderLabel: {name: 'a b'}}", "should match"),
+        ("{service: {name: web}}", "{service: {}}", "Required value"),
+    ];
+    for (i, (good, bad, why)) in table.into_iter().enumerate() {
+        let name = format!("rule-{i}");
+        let refusal = apply(&name, bad).expect_err(bad);
+        assert!(refusal.contains(why), "{bad}: {refusal}");
+        apply(&name, good).unwrap();
+    }
+    let refusal = apply(&"e".repeat(53), "{}").expect_err("a long name");
+    assert!(refusal.contains("at most 52 characters"), "{refusal}");
+    apply("moved", "{}").unwrap();
+    let refusal = apply("moved", "{backend: r2}").expect_err("moved");
+    assert!(refusal.contains("backend cannot be changed"), "{refusal}");
+    let refusal = apply("moved", "{interop: ClientGo}").expect_err("shared");
+    assert!(refusal.contains("interop cannot be changed"), "{refusal}");
+    let explained = bed.kubectl_cluster(&["explain", "leaderelection.spec.service"], "").unwrap();
+    assert!(explained.contains("EndpointSlice"), "{explained}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_rule_of_a_backend_admits_and_refuses() {
     let bed = Bed::shared().await;
     let apply = |name: &str, spec: &str| {

@@ -41,6 +41,8 @@ use crate::validate::{FieldError, Resolved, Validate, check_access};
         .message("retryPeriodSeconds must be less than leaseDurationSeconds"),
     validation = Rule::new("self.backend == 'lease' || !has(self.interop) || self.interop != 'ClientGo'")
         .message("interop ClientGo is about Leases: set backend to lease, or leave interop out"),
+    validation = Rule::new("(has(self.interop) ? self.interop : 'None') == (has(oldSelf.interop) ? oldSelf.interop : 'None')")
+        .message("interop cannot be changed: who contests a Lease must agree on it; create a new LeaderElection"),
     validation = Rule::new("self.backend != 'memory'")
         .message("the memory backend exists in `holdfast dev` only: use lease, or the name of a Backend")
 )]
@@ -62,7 +64,7 @@ pub struct LeaderElectionSpec {
     #[schemars(range(min = 1, max = 600))]
     pub retry_period_seconds: u32,
     /// `ClientGo`: candidates that use client-go's leader election may contest the same Lease. They
-    /// write no fence, so the admission policy leaves the Lease alone.
+    /// write no fence, so the admission policy leaves the Lease alone. Cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interop: Option<Interop>,
     /// A label that the operator keeps on the leader's pod and on no other, such as
