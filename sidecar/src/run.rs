@@ -4,7 +4,7 @@
 //! when it alone is restarted (a failed probe). Holds are released only in the first case; in the
 //! second they are left in the journal, for the next run to take up.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures::future::join_all;
@@ -13,7 +13,7 @@ use holdfast_backend::{
     hub::{Diverted, Hub},
     lease::LeaseClient,
 };
-use holdfast_core::{Clock, Holder, SessionId, SystemClock};
+use holdfast_core::{ClassName, Clock, Holder, Kind, SessionId, SystemClock};
 use holdfast_runtime::{Readiness, admin, shutdown};
 use prometheus::Registry;
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
@@ -214,6 +214,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let resumed = serving.sidecar.holds.resume(contents, &serving.sidecar, &serving.hub);
         tracing::info!(resumed, "took up the holds of an earlier run");
     }
+    for name in candidacies(&args.candidate, &serving.sidecar)? {
+        serving.sidecar.elections.campaign(&serving.sidecar, &name);
+    }
     let client = mk_client(config)?;
     let pod = OwnPod::new(client.clone(), &args.namespace, &args.pod);
     let stop = CancellationToken::new();
@@ -236,6 +239,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     stop.cancel();
     serving.close(app_has_ended).await;
     failed.map_or(Ok(()), Err)
+}
+
+/// The elections to stand in: those that the pod names, and those of terms that were taken up.
+fn candidacies(named: &str, sidecar: &Sidecar) -> anyhow::Result<BTreeSet<ClassName>> {
+    let named = named.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let named =
+        named.map(|name| ClassName::new(name).with_context(|| format!("--candidate {name}")));
+    let terms =
+        sidecar.holds.live().into_iter().filter(|view| view.at.kind == Kind::LeaderElection);
+    named.chain(terms.map(|view| Ok(view.at.class))).collect()
 }
 
 /// A client for watches: no hidden retries, and no time limit on a stream on which nothing happens.

@@ -1,14 +1,23 @@
 //! LeaderElections: from a class to its Lease, its status, and the way to the leader's pod.
 
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
 use holdfast_api::v1alpha1::LeaderElection;
-use holdfast_core::lock::LockBackend;
+use holdfast_core::lock::{LockBackend, Renewal};
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
+use crate::apiserver::cluster_box;
 use crate::fixture::{Bed, acquire, acquire_soon, eventually, object};
 
 async fn until<F: Fn(&LeaderElection) -> bool>(bed: &Bed<'_>, name: &str, is: F) -> LeaderElection {
@@ -131,4 +140,110 @@ async fn a_lease_that_is_shared_is_left_alone_by_the_policy_and_another_is_not()
     let (locks, (config, at)) = (bed.leases().await, bed.term("both").await);
     assert!(acquire(&*locks, &at, &config, "pod-1").await.is_none());
     acquire_soon(&*locks, &at, &config, "pod-1").await;
+}
+
+/// A candidate that uses client-go's own leader election, in a process of its own.
+struct GoCandidate {
+    child: Child,
+    lines: mpsc::Receiver<(String, u128)>,
+}
+
+impl GoCandidate {
+    fn start(bed: &Bed<'_>, id: &str) -> Self {
+        let mut child = Command::new(cluster_box())
+            .args(["candidate", "--namespace", &bed.namespace, "--id", id, "--duration", "2s"])
+            .args(["--lease", "holdfast-leaderelection-both", "--kubeconfig"])
+            .arg(bed.plane.server.kubeconfig())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (told, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                let (what, at) = line.split_once(' ').unwrap();
+                drop(told.send((what.to_owned(), at.parse().unwrap())));
+            }
+        });
+        GoCandidate { child, lines }
+    }
+
+    /// When it says this next.
+    fn until(&self, what: &str) -> u128 {
+        loop {
+            let (said, at) = self.lines.recv_timeout(Duration::from_secs(20)).expect(what);
+            if said == what {
+                return at;
+            }
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        self.lines.try_recv().is_err()
+    }
+
+    /// Resigns in good order.
+    fn stop(mut self) -> u128 {
+        drop(self.child.stdin.take());
+        self.child.wait().unwrap();
+        self.until("stopped")
+    }
+}
+
+impl Drop for GoCandidate {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn now() -> u128 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()
+}
+
+/// Real client-go and ours on one Lease: they take turns, and never lead together.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_of_client_go_and_ours_never_lead_together() {
+    let bed = Bed::shared().await;
+    let spec = "{interop: ClientGo, leaseDurationSeconds: 2, retryPeriodSeconds: 1}";
+    bed.kubectl(&["apply", "-f", "-"], &object("LeaderElection", "both", spec)).unwrap();
+    until(&bed, "both", is_ready).await;
+    let (locks, (config, at)) = (bed.leases().await, bed.term("both").await);
+
+    // client-go leads: ours gets nothing, however often it asks, until client-go has resigned.
+    let go = GoCandidate::start(&bed, "go-1");
+    go.until("leading");
+    until(&bed, "both", |election| leader(election) == Some("go-1")).await;
+    let asked = Instant::now();
+    while asked.elapsed() < Duration::from_secs(3) {
+        assert!(acquire(&*locks, &at, &config, "pod-1").await.is_none(), "two leaders");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(go.is_silent(), "it was disturbed");
+    let resigned = go.stop();
+    let (hold, first) = acquire_soon(&*locks, &at, &config, "pod-1").await;
+    assert!(now() > resigned);
+
+    // Ours leads and renews: client-go gets nothing until ours has released.
+    let go = GoCandidate::start(&bed, "go-2");
+    let asked = Instant::now();
+    while asked.elapsed() < Duration::from_secs(5) {
+        let ttl = Duration::from_secs(2);
+        let renewed = locks.renew(&at, &config, &hold, ttl).await.unwrap();
+        assert!(matches!(renewed, Renewal::Renewed { .. }), "{renewed:?}");
+        assert!(go.is_silent(), "two leaders");
+        sleep(Duration::from_millis(400)).await;
+    }
+    let released = now();
+    locks.release(&at, &config, &hold).await.unwrap();
+    assert!(go.until("leading") > released);
+
+    // client-go dies without a word: ours takes over after a full, unchanged duration.
+    let died = Instant::now();
+    drop(go);
+    let (_, second) = acquire_soon(&*locks, &at, &config, "pod-1").await;
+    assert!(died.elapsed() > Duration::from_millis(1_300), "{:?}", died.elapsed());
+    assert!(second > first, "terms grow over the tenures of others");
 }
