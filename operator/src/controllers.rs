@@ -147,6 +147,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             doubts: Doubts::default(),
             longest: Longest::default(),
             floors,
+            routes: election::routing::Routes::default(),
             forced: crate::context::Forced::default(),
             pace: Pace::default(),
             recorder: Recorder::new(work.client.clone(), reporter),

@@ -24,7 +24,7 @@ use crate::{
     status,
 };
 
-mod routing;
+pub mod routing;
 
 /// The Event about a change.
 const LEADER_CHANGED: &str = "LeaderChanged";
@@ -79,7 +79,7 @@ async fn observed(
     };
     let leader = leader(observed.held.values().next(), &before);
     // Before the status says so: who waits for the status then finds the route.
-    routing::follow(ctx, election, leader.as_ref().map(|leader| leader.pod.as_str())).await?;
+    routing::follow(ctx, election, leader.as_ref()).await?;
     let status = LeaderElectionStatus {
         observed_generation: election.metadata.generation,
         conditions: conditions(election, &before, judge::ready(valid, &applied)),

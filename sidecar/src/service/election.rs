@@ -169,7 +169,8 @@ impl Sidecar {
 
     /// Asks for a term once, waiting as long as a request may.
     pub(crate) async fn stand_once(&self, class: &Arc<LockClass>) -> Result<View, Failure> {
-        let at = self.address_of(class, class.default_key.clone());
+        // Also those that the pod's annotation names: it is not the pod that grants access.
+        let at = self.address(class, None, Verb::Acquire)?;
         // A run of this process before this one may have left its term.
         if let Some(view) = self.holds.live().into_iter().find(|view| view.at == at) {
             return Ok(view);

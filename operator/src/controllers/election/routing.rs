@@ -4,9 +4,11 @@
 //! wait for ever. A route may be behind by the time it takes to see a change and to write it, so what
 //! arrives at a pod that leads no more must still be refused by its fence.
 
+use std::{collections::HashMap, sync::Mutex};
+
 use holdfast_api::{
     names::{FIELD_MANAGER, LABEL_CLASS, LABEL_KIND, LABEL_MANAGED},
-    v1alpha1::LeaderElection,
+    v1alpha1::{LeaderElection, election::LeaderStatus},
 };
 use holdfast_core::Kind;
 use k8s_openapi::{
@@ -22,7 +24,14 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{apply, context::Context, error::Error, pipeline::Valid};
+use tokio::time::Instant;
+
+use crate::{
+    apply,
+    context::{Context, lock},
+    error::Error,
+    pipeline::{RESYNC, Valid},
+};
 
 /// Says that kube-proxy and friends may use a slice for this Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -35,19 +44,52 @@ pub fn guarantee(valid: &Valid) -> String {
     format!("{}{shared}", valid.guarantee)
 }
 
-/// Makes label and slice name this pod and no other.
+/// The routes that are as they should be: what was routed, and when it was seen last.
+#[derive(Default)]
+pub struct Routes(Mutex<HashMap<String, (Wanted, Instant)>>);
+
+/// What a route depends on: the spec, and the term.
+#[derive(Clone, Debug, PartialEq)]
+struct Wanted {
+    generation: Option<i64>,
+    leader: Option<LeaderStatus>,
+}
+
+impl Routes {
+    fn are(&self, uid: &str, wanted: &Wanted) -> bool {
+        let all = lock(&self.0);
+        all.get(uid).is_some_and(|(known, at)| known == wanted && at.elapsed() < RESYNC)
+    }
+
+    fn note(&self, uid: String, wanted: Wanted) {
+        let mut all = lock(&self.0);
+        // What has not been looked at for so long is gone.
+        all.retain(|_, (_, at)| at.elapsed() < 2 * RESYNC);
+        all.insert(uid, (wanted, Instant::now()));
+    }
+}
+
+/// Makes label and slice name this leader's pod and no other. Asks nothing while nothing changes.
 ///
 /// # Errors
 /// Whatever the API server says; trying again goes on from there.
 pub async fn follow(
     ctx: &Context,
     election: &LeaderElection,
-    leader: Option<&str>,
+    leader: Option<&LeaderStatus>,
 ) -> Result<(), Error> {
     let (label, service) = (&election.spec.leader_label, &election.spec.service);
     if label.is_none() && service.is_none() {
         return Ok(());
     }
+    let generation = election.metadata.generation;
+    let (uid, wanted) =
+        (election.uid().unwrap_or_default(), Wanted { generation, leader: leader.cloned() });
+    if ctx.routes.are(&uid, &wanted) {
+        return Ok(());
+    }
+    // Whoever shares the Lease may call itself anything.
+    let leader = leader.map(|leader| leader.pod.as_str()).filter(|name| is_pod_name(name));
     let namespace = election.namespace().unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(ctx.client.clone(), &namespace);
     let pod = match leader {
@@ -60,10 +102,24 @@ pub async fn follow(
     if let Some(label) = label {
         mark(ctx, &pods, &label.name, &label.value, pod.as_ref()).await?;
     }
+    let mut is_whole = leader.is_some() == pod.is_some();
     if let Some(service) = service {
-        publish(ctx, election, &namespace, &service.name, pod.as_ref()).await?;
+        is_whole &= publish(ctx, election, &namespace, &service.name, pod.as_ref()).await?;
+    }
+    if is_whole {
+        ctx.routes.note(uid, wanted);
     }
     Ok(())
+}
+
+/// Whether a pod can be called so.
+fn is_pod_name(name: &str) -> bool {
+    let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    (1..=253).contains(&name.len())
+        && name.bytes().all(ok)
+        && name
+            .split('.')
+            .all(|label| !label.is_empty() && !label.starts_with('-') && !label.ends_with('-'))
 }
 
 /// Takes the label off every other pod first: two leaders are worse than none.
@@ -109,18 +165,18 @@ async fn write_label(
     }
 }
 
+/// Returns whether there is a Service to route for.
 async fn publish(
     ctx: &Context,
     election: &LeaderElection,
     namespace: &str,
     service: &str,
     leader: Option<&Pod>,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     let services: Api<Service> = Api::namespaced(ctx.client.clone(), namespace);
     let what = format!("read Service \"{service}\"");
     let found = services.get_opt(service).await.map_err(Error::api(what))?;
-    // Without the Service there is nobody to route for; it is looked at again with the next change.
-    let Some(found) = found else { return Ok(()) };
+    let Some(found) = found else { return Ok(false) };
     let slice = mk_slice(election, namespace, &found, leader);
     let slices: Api<EndpointSlice> = Api::namespaced(ctx.client.clone(), namespace);
     let what = format!("read the EndpointSlice of \"{service}\"");
@@ -132,13 +188,14 @@ async fn publish(
             && slice.labels().iter().all(|(name, value)| there.labels().get(name) == Some(value))
     });
     if is_same {
-        return Ok(());
+        return Ok(true);
     }
     // The family of a slice cannot be changed.
     if let Some(there) = there.filter(|there| there.address_type != slice.address_type) {
         apply::delete_exactly(ctx, &slices, &there).await?;
     }
-    apply::child(ctx, "endpointslice", &slice).await
+    apply::child(ctx, "endpointslice", &slice).await?;
+    Ok(true)
 }
 
 /// The slice that names this pod, or none. Pure.
@@ -216,4 +273,19 @@ fn mk_port(port: &ServicePort, leader: Option<&Pod>) -> Option<EndpointPort> {
         protocol: Some(port.protocol.clone().unwrap_or_else(|| "TCP".into())),
         app_protocol: port.app_protocol.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_pod_can_be_called_is_asked_for() {
+        for good in ["a", "web-0", "web.x-1"] {
+            assert!(is_pod_name(good), "{good}");
+        }
+        for bad in ["", "a/b", "../x", "A", "a_b", "-a", "a-", "a..b", "a?b", &"a".repeat(254)] {
+            assert!(!is_pod_name(bad), "{bad}");
+        }
+    }
 }
