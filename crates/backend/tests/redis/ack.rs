@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use holdfast_backend::{
-    redis::Ack,
+    redis::{Ack, Credentials},
     waiter::{Acquisition, LockClient},
 };
 use holdfast_core::{
@@ -146,5 +146,17 @@ async fn the_library_is_loaded_for_acknowledged_grants_too() {
     let (store, _replica) = start().await;
     store.command::<()>(&["FUNCTION", "FLUSH"]).await.unwrap();
     let session = acked(&store, 1);
+    session.grant(&mk_address("a"), &mk_config(), &HoldId::random()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_user_may_wait_for_replicas() {
+    let (store, _replica) = start().await;
+    store.admin.ensure_user(NAMESPACE, "ann", &["secret".to_owned()]).await.unwrap();
+    let credentials = Credentials { username: Some("ann".into()), password: Some("secret".into()) };
+    let ack = Ack { replicas: 1, timeout: WAIT };
+    let config = mk_redis(&store.server).with_ack(Some(ack));
+    let config = config.with_credentials(Arc::new(move || Ok(credentials.clone())));
+    let session = store.session_as(config);
     session.grant(&mk_address("a"), &mk_config(), &HoldId::random()).await;
 }
