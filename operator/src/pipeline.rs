@@ -229,8 +229,12 @@ impl<K: Controlled> Found<K> {
         };
         let substrate = bundle.backends.get(&class.backend).map(|backend| backend.substrate);
         let substrate = substrate.unwrap_or(Substrate::Lease);
-        let guarantee = supports(K::KIND, substrate)
-            .map_err(|why| Verdict::new(READY, false, REASON_INVALID, why))?;
+        // A class on Leases has no entry there.
+        let guarantee = match bundle.backends.get(&class.backend) {
+            Some(backend) => backend.guarantee(K::KIND),
+            None => supports(K::KIND, substrate),
+        };
+        let guarantee = guarantee.map_err(|why| Verdict::new(READY, false, REASON_INVALID, why))?;
         Ok(Valid {
             lock: class.config.lock(substrate),
             class,

@@ -10,7 +10,7 @@ use std::{
 use holdfast_api::v1alpha1::{Backend, backend::RedisSpec};
 use holdfast_backend::{
     hub::Hub,
-    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks},
+    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, Sentinels},
 };
 use holdfast_core::{
     Address, BackendError, ClassName, Key, Kind, SessionId,
@@ -76,7 +76,14 @@ impl Store {
         let address = spec.addresses.first().map_or("", String::as_str);
         let credentials = Arc::new(Mutex::new(Credentials::default()));
         let source = credentials.clone();
-        let mut config = RedisConfig::new(address)
+        let config = match &spec.sentinel {
+            None => RedisConfig::new(address),
+            Some(sentinel) => RedisConfig::from_sentinels(Sentinels {
+                addresses: spec.addresses.clone(),
+                master_name: sentinel.master_name.clone(),
+            }),
+        };
+        let mut config = config
             .map_err(BackendError::Unavailable)?
             .with_database(i64::from(spec.database))
             .with_credentials(Arc::new(move || Ok(lock(&source).clone())));

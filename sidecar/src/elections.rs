@@ -27,6 +27,9 @@ use crate::{
 /// After how long to look again for a class that is not there.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// Why nobody can stand in an election that is not declared.
+const NO_CLASS: &str = "there is no such LeaderElection here";
+
 /// What a candidate says of itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Said {
@@ -126,12 +129,15 @@ impl Candidate {
             }
             let class = sidecar.snapshot.load().elections.get(self.name.as_str()).cloned();
             let Some(class) = class else {
-                self.stand_by(Some("there is no such LeaderElection any more".into()));
+                self.stand_by(Some(NO_CLASS.into()));
                 tokio::select! {
                     () = sleep(LOOK_AGAIN) => continue,
                     () = sidecar.closing.cancelled() => return,
                 }
             };
+            if self.said.borrow().reason.as_deref() == Some(NO_CLASS) {
+                self.stand_by(None);
+            }
             let asked = tokio::select! {
                 biased;
                 () = sidecar.closing.cancelled() => return,
@@ -140,7 +146,7 @@ impl Candidate {
             };
             match asked {
                 Ok(view) => self.lead(&sidecar, view).await,
-                // The wait is over, and another leads.
+                // The wait is over, and another leads: nothing is in the way.
                 Err(failure) if failure.0.code == Code::Locked => self.stand_by(None),
                 Err(failure) => {
                     tracing::debug!(election = %self.name, why = failure.0.detail, "cannot stand");
@@ -188,12 +194,7 @@ impl Candidate {
     /// Says that it stands by; why it does not lead, if that is news.
     fn stand_by(&self, reason: Option<String>) {
         self.said.send_if_modified(|said| {
-            let next = Said {
-                standing: Standing::Standby,
-                hold: None,
-                reason: reason.or_else(|| said.reason.clone()),
-                term: said.term,
-            };
+            let next = Said { standing: Standing::Standby, hold: None, reason, term: said.term };
             let is_news = *said != next;
             *said = next;
             is_news

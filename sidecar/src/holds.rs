@@ -176,7 +176,7 @@ impl Holds {
                 let there = Hold::new(new, now);
                 there.class.metrics.live.inc();
                 there.inbox.divert(&self.pushes);
-                if matches!(there.bound, Bound::Container { .. }) {
+                if there.bound.is_of_containers() {
                     *in_containers += 1;
                     self.bound_to_container.notify_one();
                 }
@@ -318,7 +318,7 @@ impl Holds {
         let Some((name, there)) = table.live.remove_entry(hold) else { return };
         let timer = (there.due_ns, name);
         table.timers.remove(&timer);
-        table.in_containers -= usize::from(matches!(there.bound, Bound::Container { .. }));
+        table.in_containers -= usize::from(there.bound.is_of_containers());
         table.ended.note(hold, end);
         let metrics = &there.class.metrics;
         metrics.live.dec();

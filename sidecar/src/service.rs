@@ -252,6 +252,7 @@ impl Sidecar {
             Bind::Process => Bound::Process,
             Bind::Stream => Bound::Stream { open: 0, grace: terms.ttl, last: now },
             Bind::Heartbeat => Bound::Heartbeat { every: terms.heartbeat, last: now },
+            Bind::Container if terms.of_pod => Bound::Pod { counts_on: Arc::default() },
             Bind::Container => {
                 Bound::Container { granted_s: now.real_ns / 1_000_000_000, counts_on: None }
             }

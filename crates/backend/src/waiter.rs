@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Address, BackendError, Clock, Deadline, Fence, SessionId, Stamp,
+    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp,
     clock::Backoff,
     lock::{Acquire, Attempt, Grant, LockBackend, Push, Renewal},
 };
@@ -183,6 +183,10 @@ impl LockClient {
         // A grant that another's transition made began at some time after this ticket was last
         // known to be waiting.
         let since = since.unwrap_or_else(|| place.last_waiting(grant.fence));
+        // Nobody has waited for replicas yet: asking again does.
+        if !grant.claimed && matches!(self.backend.guarantee(), Guarantee::PrimaryAck(_)) {
+            return Ok(Turn::AskAgain);
+        }
         let left = Deadline::new(since, grant.ttl).remaining(self.clock.now());
         if grant.claimed || (!claim && left >= grant.ttl / 3) {
             return Ok(Turn::Held(pending.held(grant, since)));

@@ -156,7 +156,8 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
             }
         }
     }
-    let verdicts = verdicts(&looked.probe, unfit, status.epoch.as_ref());
+    let ack = backend.spec.redis.ack.map_or(0, |ack| u32::from(ack.replicas));
+    let verdicts = verdicts(&looked.probe, unfit, status.epoch.as_ref(), ack);
     write(&ctx, &backend, &mut status, verdicts).await?;
     if let Some(epoch) = &status.epoch {
         ctx.doubts.settled(&name, epoch.number);
@@ -217,7 +218,13 @@ fn unfit(probe: &Probe) -> Option<String> {
     })
 }
 
-fn verdicts(probe: &Probe, unfit: Option<String>, epoch: Option<&EpochStatus>) -> Vec<Verdict> {
+/// `ack` is how many replicas grants wait for.
+fn verdicts(
+    probe: &Probe,
+    unfit: Option<String>,
+    epoch: Option<&EpochStatus>,
+    ack: u32,
+) -> Vec<Verdict> {
     let is_safe = probe.maxmemory_policy == "noeviction";
     let ready = match (unfit, epoch) {
         (Some(why), _) => Verdict::new(READY, false, REASON_UNSAFE, why),
@@ -269,8 +276,12 @@ fn verdicts(probe: &Probe, unfit: Option<String>, epoch: Option<&EpochStatus>) -
         ),
         probed(
             REPLICATED,
-            probe.connected_replicas > 0,
+            probe.connected_replicas >= ack.max(1),
             match probe.connected_replicas {
+                n if n < ack => format!(
+                    "{n} replicas follow, and grants wait for {ack}: none is made until more \
+                     replicas follow or spec.redis.ack asks for fewer"
+                ),
                 0 => "the server has no replica: locks wait for as long as it is down".into(),
                 n => format!("{n} replicas follow; a failover opens a new epoch"),
             },

@@ -12,7 +12,8 @@ use std::{
 
 use holdfast_api::{
     bundle::{
-        BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, LEASE_BACKEND, RedisAddress,
+        BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, LEASE_BACKEND, RedisAck,
+        RedisAddress,
     },
     compile::{Class, Environment, compile, floor_key},
     names::{FINALIZER, LABEL_MANAGED},
@@ -102,9 +103,13 @@ fn describe(backend: &Backend) -> BundleBackend {
         substrate: Substrate::Redis,
         redis: Some(RedisAddress {
             addresses: redis.addresses.clone(),
+            master_name: redis.sentinel.as_ref().map(|sentinel| sentinel.master_name.clone()),
             tls: redis.tls.is_some(),
             ca: redis.tls.as_ref().and_then(|tls| tls.ca.clone()),
             database: i64::from(redis.database),
+            ack: redis
+                .ack
+                .map(|ack| RedisAck { replicas: ack.replicas, timeout_ms: ack.timeout_ms }),
         }),
         epoch: epoch.map(|epoch| Epoch {
             number: epoch.number,

@@ -125,11 +125,27 @@ async fn every_rule_of_a_backend_admits_and_refuses() {
     let good = "{redis: {addresses: ['redis:6379']}}";
     apply("good", good).unwrap();
     apply("good", "{redis: {mode: Standalone, addresses: ['redis:6379'], tls: {}}}").unwrap();
+    let watched = "mode: Sentinel, addresses: ['a:1', 'b:1'], sentinel: {masterName: main}";
+    apply("good", &format!("{{redis: {{{watched}, ack: {{replicas: 1}}}}}}")).unwrap();
+    apply("good", "{redis: {addresses: ['r:1'], ack: {replicas: 2, timeoutMs: 50}}}").unwrap();
     for (name, spec, why) in [
         ("lease", good, "the names lease and memory are taken"),
         ("memory", good, "the names lease and memory are taken"),
         (&*"b".repeat(64), good, "at most 63 characters"),
-        ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "only mode Standalone"),
+        ("bad", "{redis: {mode: Cluster, addresses: ['a:1']}}", "only the modes Standalone and"),
+        ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "needs sentinel.masterName"),
+        ("bad", "{redis: {addresses: ['a:1'], sentinel: {masterName: m}}}", "only it has one"),
+        (
+            "bad",
+            "{redis: {mode: Sentinel, addresses: ['a:1'], sentinel: {masterName: ''}}}",
+            "at least 1 chars long",
+        ),
+        ("bad", "{redis: {addresses: ['a:1'], ack: {replicas: 0}}}", "greater than or equal to 1"),
+        (
+            "bad",
+            "{redis: {addresses: ['a:1'], ack: {replicas: 1, timeoutMs: 1}}}",
+            "greater than or equal to 10",
+        ),
         ("bad", "{redis: {addresses: ['a:1', 'b:1']}}", "exactly one address"),
         ("bad", "{redis: {addresses: []}}", "should have at least 1 items"),
         ("bad", "{redis: {addresses: ['a:1'], database: -1}}", "greater than or equal to 0"),

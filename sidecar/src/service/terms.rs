@@ -20,6 +20,8 @@ pub(super) struct Terms {
     /// `None` when the caller renews.
     pub(super) bind: Option<Bind>,
     pub(super) heartbeat: Duration,
+    /// Asked for by the pod as a whole: by a candidate.
+    pub(super) of_pod: bool,
 }
 
 impl Terms {
@@ -33,6 +35,7 @@ impl Terms {
             request_id: None,
             bind: Some(if in_pod { Bind::Container } else { Bind::Process }),
             heartbeat: ttl,
+            of_pod: true,
         }
     }
 
@@ -81,6 +84,7 @@ impl Terms {
             request_id,
             bind,
             heartbeat: heartbeat.unwrap_or(ttl),
+            of_pod: false,
         })
     }
 }

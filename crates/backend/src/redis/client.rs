@@ -161,6 +161,34 @@ impl Client {
         reply.map_err(|error| errors::in_flight(&error))
     }
 
+    /// Sends a pipeline as one write; its replies, errors of the server among them. Without all of
+    /// them the connection is given up.
+    pub(super) async fn pipeline(
+        &self,
+        pipeline: &redis::Pipeline,
+        replies: usize,
+    ) -> Result<Vec<Value>, BackendError> {
+        let link = self.link().await?;
+        let mut connection = link.connection.clone();
+        connection.send_packed_commands(pipeline, 0, replies).await.map_err(|error| {
+            self.drop_link(&link, &error);
+            errors::in_flight(&error)
+        })
+    }
+
+    /// Gives the connection up: the next request makes another one.
+    pub(super) fn reconnect(&self, why: &RedisError) {
+        let link = lock(&self.link).clone();
+        if let Some(link) = link {
+            self.drop_link(&link, why);
+        }
+    }
+
+    /// What it runs.
+    pub(super) fn scripts(&self) -> &'static Scripts {
+        self.scripts
+    }
+
     /// Puts the library into the store.
     async fn load_library(&self, link: &Link) -> Result<(), BackendError> {
         match self.send(link, &library_load(self.scripts)).await {
@@ -242,7 +270,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, BackendError> {
-        let client = self.config.open()?;
+        let client = self.config.find().await?;
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(Some(self.config.response_timeout));
@@ -270,7 +298,8 @@ fn is_loaded_already(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.contains("already exists"))
 }
 
-fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
+/// The command that runs a script or a function.
+pub(super) fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
     let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
     let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + what.len() + size);
     command.arg(verb).arg(what).arg(keys.len()).arg(keys).arg(args);

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    acked::Acked,
     client::Client,
     config::RedisConfig,
     epoch::KnownEpoch,
@@ -51,6 +52,7 @@ const SCAN_ROUNDS: usize = 1_000;
 /// others.
 pub struct RedisLocks {
     client: Client,
+    acked: Option<Acked>,
     namespace: Arc<str>,
     marker: String,
     channel_prefix: String,
@@ -97,8 +99,11 @@ impl RedisLocks {
             counts: counts.clone(),
             subscribed: sender,
         };
+        let acked = client.config().ack;
+        let acked = acked.map(|ack| Acked::start(client.config(), client.scripts(), ack));
         Ok(Arc::new(RedisLocks {
             client,
+            acked,
             namespace: namespace.into(),
             marker: keys::marker(namespace),
             channel_prefix: keys::channel_prefix(namespace),
@@ -151,7 +156,13 @@ impl RedisLocks {
         let mut all: Vec<&str> =
             vec![&self.marker, &number, &epoch.replid, mode, &policy, &self.channel_prefix];
         all.extend(args);
-        let reply = self.client.call(transition, &keys, &all).await;
+        let reply = match (&self.acked, transition) {
+            // Boxed, so that the others do not carry its state about.
+            (Some(acked), Transition::LockAcquire) => {
+                Box::pin(acked.call(transition, &keys, &all)).await
+            }
+            _ => self.client.call(transition, &keys, &all).await,
+        };
         let mut reply = Reply::new(reply.inspect_err(|error| {
             if *error == BackendError::Epoch {
                 tracing::debug!(%at, "the store's epoch is not the one known");
@@ -159,6 +170,16 @@ impl RedisLocks {
         })?);
         self.note_doubt(reply.number()? > 0, at);
         Ok(reply)
+    }
+
+    /// Takes back a grant that nobody has been told of. Without a tombstone: the same request may be
+    /// tried again.
+    async fn undo(&self, at: &Address, request: &Acquire) -> Result<(), BackendError> {
+        let args = [request.hold.as_str(), "u"];
+        let undone = self.step(Transition::LockRelease, at, &request.config, None, &args).await;
+        undone.map(drop).map_err(|error| {
+            BackendError::Unknown(format!("a grant short of replicas could not be undone: {error}"))
+        })
     }
 
     /// The epoch to act in, and how sure to be of it.
@@ -225,7 +246,10 @@ impl LockBackend for RedisLocks {
     }
 
     fn guarantee(&self) -> Guarantee {
-        Guarantee::BestEffort
+        match &self.acked {
+            Some(acked) => Guarantee::PrimaryAck(acked.ack().replicas),
+            None => Guarantee::BestEffort,
+        }
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
@@ -245,6 +269,18 @@ impl LockBackend for RedisLocks {
             "G" => {
                 let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
                 let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+                if let Some(acked) = &self.acked {
+                    let (got, ack) = (reply.number()?, acked.ack());
+                    if got < u64::from(ack.replicas) {
+                        Box::pin(self.undo(at, request)).await?;
+                        return Err(BackendError::Unavailable(format!(
+                            "{got} of {} replicas acknowledged the grant within {} ms, so it was \
+                             undone; try again, or look at the replicas",
+                            ack.replicas,
+                            ack.timeout.as_millis()
+                        )));
+                    }
+                }
                 Attempt::Granted(Grant { fence, ttl, claimed: true })
             }
             "Q" => Attempt::Queued { position: reply.count()? },
