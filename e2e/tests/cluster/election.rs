@@ -29,6 +29,10 @@ fn term(state: &Value) -> u64 {
     state["term"].as_str().unwrap_or("0").parse().unwrap()
 }
 
+fn post(pod: &Pod, what: &str) -> Value {
+    pod.curl(&["-X", "POST", &format!("http://127.0.0.1:4140/v1/elections/boss/{what}")])
+}
+
 fn leading(pod: &Pod) -> bool {
     pod.get("/v1/elections/boss/leading")["state"] == "leading"
 }
@@ -62,13 +66,13 @@ fn leaders_come_and_go(namespace: &Namespace) {
     assert_eq!(second.get("/v1/elections/boss")["leader"]["pod"], first.name.as_str());
 
     // A resignation hands over at once, and the one who resigned stands by.
-    first.post("/v1/elections/boss/resign?pauseSeconds=30");
+    assert_eq!(post(first, "resign?pauseSeconds=30")["state"], "standby");
     let two = until_leads(namespace, second);
     assert!(two > one, "{two} after {one}");
 
     // A killed leader is replaced within its lease.
-    first.post("/v1/elections/boss/resign?withdraw=true");
-    first.post("/v1/elections/boss/campaign");
+    assert_eq!(post(first, "resign?withdraw=true")["state"], "notCandidate");
+    assert_eq!(post(first, "campaign")["state"], "standby");
     let begun = Instant::now();
     kubectl(&["delete", "pod", &second.name, "-n", &namespace.name, "--force", "--grace-period=0"]);
     eventually("the other leads", Duration::from_secs(25), || leading(first));

@@ -269,10 +269,14 @@ impl LockBackend for RedisLocks {
             "G" => {
                 let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
                 let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+                let is_new = reply.number()? == 1;
                 if let Some(acked) = &self.acked {
                     let (got, ack) = (reply.number()?, acked.ack());
                     if got < u64::from(ack.replicas) {
-                        Box::pin(self.undo(at, request)).await?;
+                        // A retry of a hold that its holder knows of must not take it away.
+                        if is_new {
+                            Box::pin(self.undo(at, request)).await?;
+                        }
                         return Err(BackendError::Unavailable(format!(
                             "{got} of {} replicas acknowledged the grant within {} ms, so it was \
                              undone; try again, or look at the replicas",

@@ -19,7 +19,7 @@ use crate::{
     server::RedisServer,
 };
 
-const WAIT: Duration = Duration::from_millis(300);
+const WAIT: Duration = Duration::from_millis(1_000);
 
 /// A primary that a replica follows.
 async fn start() -> (Store, RedisServer) {
@@ -28,8 +28,10 @@ async fn start() -> (Store, RedisServer) {
     let (host, port) = address.split_once(':').unwrap();
     let replica = RedisServer::start(&["--replicaof", host, port]);
     eventually("a replica follows", async || {
-        let info: String = store.command(&["INFO", "replication"]).await.ok()?;
-        info.contains("state=online").then_some(())
+        // What the primary says is too early: the replica may still be reading what it was sent.
+        let url = format!("redis://{}/", replica.address());
+        let info: String = command_as(&url, &["INFO", "replication"]).await.ok()?;
+        info.contains("master_link_status:up").then_some(())
     })
     .await;
     // A server takes another replication id when its first replica comes: a new epoch.
