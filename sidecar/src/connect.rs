@@ -13,8 +13,8 @@ use holdfast_backend::{
     lease::{LeaseClient, LeaseLocks},
     memory::{MemoryLocks, MemoryRateLimits},
     redis::{
-        CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
-        RedisRateLimits,
+        Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
+        RedisRateLimits, Sentinels,
     },
     waiter::LockClient,
 };
@@ -179,7 +179,18 @@ fn mk_config(
     credentials: Option<CredentialSource>,
 ) -> Result<RedisConfig, String> {
     let first = address.addresses.first().ok_or("the bundle names no address of it")?;
-    let mut config = RedisConfig::new(first)?.with_database(address.database);
+    let config = match &address.master_name {
+        None => RedisConfig::new(first)?,
+        Some(master_name) => RedisConfig::from_sentinels(Sentinels {
+            addresses: address.addresses.clone(),
+            master_name: master_name.clone(),
+        })?,
+    };
+    let mut config = config.with_database(address.database);
+    config = config.with_ack(address.ack.map(|ack| Ack {
+        replicas: ack.replicas,
+        timeout: Duration::from_millis(ack.timeout_ms.into()),
+    }));
     if address.tls {
         config = config.with_tls(address.ca.clone().map(String::into_bytes));
     }

@@ -15,6 +15,7 @@
 //! This crate knows no Kubernetes, Redis or HTTP. Callers do: `backend` stores, `sidecar` serves.
 
 pub mod clock;
+pub mod election;
 pub mod error;
 pub mod fence;
 pub mod id;

@@ -67,8 +67,6 @@ pub enum OnBackendFailure {
     /// Answers 503.
     #[default]
     Closed,
-    /// Keeps the limits by itself, for this pod alone.
-    Local,
 }
 
 /// A validated RateLimit class.

@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 pub enum Code {
     /// 409: another holds the lock, and the wait (if any) is over.
     Locked,
+    /// 409: this pod does not lead.
+    NotLeading,
     /// 429: a limit does not allow it now.
     QuotaExceeded,
     /// 422: it costs more than a limit ever has: trying again is of no use.
@@ -85,6 +87,7 @@ impl Code {
     /// Every code there is.
     pub const ALL: &'static [Code] = &[
         Code::Locked,
+        Code::NotLeading,
         Code::QuotaExceeded,
         Code::CostTooLarge,
         Code::QueueFull,
@@ -113,6 +116,7 @@ impl Code {
     pub const fn as_str(self) -> &'static str {
         match self {
             Code::Locked => "locked",
+            Code::NotLeading => "not_leading",
             Code::QuotaExceeded => "quota_exceeded",
             Code::CostTooLarge => "cost_too_large",
             Code::QueueFull => "queue_full",
@@ -145,7 +149,7 @@ impl Code {
             Code::Forbidden => 403,
             Code::ClassNotFound | Code::NotFound => 404,
             Code::MethodNotAllowed => 405,
-            Code::Locked => 409,
+            Code::Locked | Code::NotLeading => 409,
             Code::HoldLost => 410,
             Code::TooLarge => 413,
             Code::NotJson => 415,

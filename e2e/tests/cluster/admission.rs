@@ -104,7 +104,7 @@ fn every_rule_of_a_backend_has_a_case_that_passes_and_one_that_fails() {
         (&format!("{longest}b"), good, "at most 63 characters"),
         ("r", "{redis: {mode: Standalone, addresses: []}}", "should have at least 1 items"),
         ("r", "{redis: {mode: Standalone, addresses: ['a:1', 'b:1']}}", "exactly one address"),
-        ("r", "{redis: {mode: Sentinel, addresses: ['a:1', 'b:1']}}", "only mode Standalone"),
+        ("r", "{redis: {mode: Sentinel, addresses: ['a:1', 'b:1']}}", "needs sentinel.masterName"),
         ("r", "{redis: {mode: Sideways, addresses: ['r:6379']}}", "Unsupported value"),
         ("r", "{redis: {addresses: ['r:6379'], database: 1024}}", "less than or equal to 1023"),
         ("r", "{redis: {addresses: ['r:6379'], tenancy: None}}", "Unsupported value"),

@@ -159,7 +159,7 @@ fn mk_limited(checked: &Checked, retry_us: u64) -> Failure {
     let why = format!("RateLimit \"{}\": no more of {}", checked.class.name, violated.join(", "));
     let mut problem = Problem::new(Code::QuotaExceeded, why);
     problem.violated_policies = violated;
-    Failure(problem.retry_after_ms(retry_us.div_ceil(1_000)))
+    Failure::from(problem.retry_after_ms(retry_us.div_ceil(1_000)))
 }
 
 /// Structured fields; seconds are rounded up, because earlier would be too early.

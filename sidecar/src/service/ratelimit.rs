@@ -71,10 +71,7 @@ impl Sidecar {
                 let outcome = Outcome::Allowed { wait_us: 0 };
                 Ok((Decision { outcome, count: 0, verdicts }, true))
             }
-            (
-                Err(error),
-                OnBackendFailure::Open | OnBackendFailure::Closed | OnBackendFailure::Local,
-            ) => {
+            (Err(error), OnBackendFailure::Open | OnBackendFailure::Closed) => {
                 class.metrics.failed.inc();
                 Err(error.into())
             }

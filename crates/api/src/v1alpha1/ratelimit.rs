@@ -58,7 +58,7 @@ pub struct RateLimitSpec {
     #[schemars(length(min = 1, max = 8))]
     pub limits: Vec<LimitSpec>,
     /// What a sidecar does while the store does not answer: `Closed` answers 503, `Open` lets
-    /// everything pass, `Local` keeps the limits for its own pod alone.
+    /// everything pass.
     #[serde(default)]
     pub on_backend_failure: OnBackendFailure,
     /// Count and show, but let everything pass: to try a limit out.
@@ -124,8 +124,6 @@ pub enum OnBackendFailure {
     /// 503.
     #[default]
     Closed,
-    /// Each pod keeps the limits for itself.
-    Local,
 }
 
 /// What the operator observed.
@@ -229,7 +227,6 @@ impl Validate for RateLimit {
             on_backend_failure: match spec.on_backend_failure {
                 OnBackendFailure::Open => ratelimit::OnBackendFailure::Open,
                 OnBackendFailure::Closed => ratelimit::OnBackendFailure::Closed,
-                OnBackendFailure::Local => ratelimit::OnBackendFailure::Local,
             },
             shadow: spec.shadow,
         })

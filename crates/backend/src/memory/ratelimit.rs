@@ -93,7 +93,9 @@ impl RateLimitBackend for MemoryRateLimits {
         check: &Check,
     ) -> Result<Decision, BackendError> {
         Ok(match check.mode {
-            Mode::Enforce => self.step(at, policy, |state, now_us| state.check(policy, now_us, check)),
+            Mode::Enforce => {
+                self.step(at, policy, |state, now_us| state.check(policy, now_us, check))
+            }
             Mode::Peek => {
                 let now_us = self.now_us();
                 match lock(&self.keys).states.get(at) {

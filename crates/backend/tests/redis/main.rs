@@ -2,6 +2,7 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod ack;
 mod differential;
 mod epochs;
 mod failures;
@@ -9,6 +10,7 @@ mod fixture;
 mod handover;
 mod model;
 mod ratelimits;
+mod sentinel;
 #[path = "../support/redis.rs"]
 mod server;
 mod tenants;

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use holdfast_api::bundle::{Bundle, ClassConfig, MEMORY_BACKEND};
-use holdfast_core::{Holder, Substrate, lock::Keys};
+use holdfast_api::bundle::{Bundle, BundleClass, ClassConfig, MEMORY_BACKEND};
+use holdfast_core::{Holder, Kind, Substrate, lock::Keys};
 use holdfast_runtime::{Readiness, shutdown};
 use holdfast_sidecar::{Listen, Local};
 
@@ -100,10 +100,11 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
         "Try:".into(),
         format!("  {curl} -s {url}/v1"),
     ];
-    if let Some(class) = bundle.classes.first()
-        && let ClassConfig::Lock(config) = &class.config
-    {
-        let name = &class.name;
+    let locks = bundle.classes.iter().filter_map(|class| match &class.config {
+        ClassConfig::Lock(config) => Some((&class.name, config)),
+        ClassConfig::LeaderElection(_) | ClassConfig::RateLimit(_) => None,
+    });
+    if let Some((name, config)) = locks.into_iter().next() {
         let key = match &config.keys {
             Keys::Fixed(keys) if keys.len() > 1 => format!("&key={}", keys[0]),
             Keys::Fixed(_) | Keys::Any => String::new(),
@@ -113,6 +114,15 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
             format!("  {curl} -s '{url}/v1/locks/{name}{}'", key.replacen('&', "?", 1)),
             format!("  {curl} -s -X POST '{url}/v1/locks/{name}/release?holdId=HOLD_ID'"),
             format!("  holdfast run --url {url} --lock {name} -- echo 'I hold it'"),
+        ]);
+    }
+    let is_election = |class: &&BundleClass| class.config.kind() == Kind::LeaderElection;
+    if let Some(class) = bundle.classes.iter().find(is_election) {
+        let name = &class.name;
+        lines.extend([
+            format!("  {curl} -s -X POST '{url}/v1/elections/{name}/campaign?waitSeconds=5'"),
+            format!("  {curl} -s '{url}/v1/elections/{name}/leading'"),
+            format!("  {curl} -s -X POST '{url}/v1/elections/{name}/resign'"),
         ]);
     }
     lines.join("\n")
