@@ -105,6 +105,7 @@ fn every_rule_of_a_backend_has_a_case_that_passes_and_one_that_fails() {
         ("r", "{redis: {mode: Standalone, addresses: []}}", "should have at least 1 items"),
         ("r", "{redis: {mode: Standalone, addresses: ['a:1', 'b:1']}}", "exactly one address"),
         ("r", "{redis: {mode: Sentinel, addresses: ['a:1', 'b:1']}}", "needs sentinel.masterName"),
+        ("r", "{redis: {mode: Cluster, addresses: ['a:1']}}", "only the modes Standalone and"),
         ("r", "{redis: {mode: Sideways, addresses: ['r:6379']}}", "Unsupported value"),
         ("r", "{redis: {addresses: ['r:6379'], database: 1024}}", "less than or equal to 1023"),
         ("r", "{redis: {addresses: ['r:6379'], tenancy: None}}", "Unsupported value"),

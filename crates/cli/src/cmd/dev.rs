@@ -1,6 +1,6 @@
 //! `holdfast dev`: the sidecar's whole localhost API from YAML files, in this process.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
 use holdfast_api::bundle::{Bundle, BundleClass, ClassConfig, MEMORY_BACKEND};
@@ -56,7 +56,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("the Redis does not answer; is it running, and is --redis right?");
     }
     let admin = serving.admin(args.admin, Readiness::default()).await?;
-    println!("{}", greeting(&bundle, &serving.listens, admin));
+    // Who reads the greeting may be gone after its first line; the server goes on.
+    let _ = writeln!(std::io::stdout(), "{}", greeting(&bundle, &serving.listens, admin));
     let failed = tokio::select! {
         () = stop.cancelled() => None,
         error = serving.failed() => Some(error),
