@@ -12,13 +12,13 @@ help: ## Print this list
 .PHONY: run
 run: ## Install what is missing, build, and serve examples/ on localhost: no cluster, no Redis
 	@hack/packages.sh build
-	@cargo build --release --locked -p holdfast-cli
+	@hack/release.sh build --release --locked -p holdfast-cli
 	@PATH="$(CARGO_TARGET_DIR)/release:$$PATH" holdfast dev -f examples/
 
 .PHONY: install
 install: ## Put the holdfast command on your PATH (into ~/.cargo/bin)
 	@hack/packages.sh build
-	@cargo install --quiet --locked --path crates/cli
+	@hack/release.sh install --quiet --locked --path crates/cli
 
 .PHONY: test
 test: ## Install what is missing and run everything: format, lints, rules, unit, conformance, chart, cluster
