@@ -59,6 +59,7 @@ impl Bundles {
             let snapshot = Snapshot::new(bundle, &*self.connect, &self.sidecar.metrics);
             tracing::info!(hash = bundle.hash, classes = bundle.classes.len(), "a new bundle");
             self.sidecar.snapshot.store(Arc::new(snapshot));
+            self.sidecar.elections.look_again(&self.sidecar.snapshot.load());
             self.sidecar.metrics.bundles.inc();
         }
         self.readiness.set(BUNDLE, true);

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::{ClassName, Fence, HoldId};
+use holdfast_core::{ClassName, Fence, HoldId, Holder};
 use holdfast_wire::{Code, HoldEventKind, Standing};
 use tokio::{
     sync::{Notify, broadcast::error::RecvError, watch},
@@ -22,6 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     holds::{Found, View, stream::Subscription},
     service::Sidecar,
+    snapshot::Snapshot,
 };
 
 /// After how long to look again for a class that is not there.
@@ -39,7 +40,7 @@ pub struct Said {
     pub term: Option<Fence>,
     /// The hold that the term is, while it lasts.
     pub hold: Option<HoldId>,
-    /// Why it does not lead any more, or cannot stand.
+    /// Why it does not lead any more, cannot stand, or is to hand over.
     pub reason: Option<String>,
 }
 
@@ -67,6 +68,10 @@ pub struct Candidate {
     paused: Mutex<Option<Instant>>,
     /// The pause was changed.
     changed: Notify,
+    /// The pod that is to lead, if one is named.
+    heir: watch::Sender<Option<Holder>>,
+    /// An heir that was waited for in vain: somebody must lead.
+    missed: Mutex<Option<Holder>>,
 }
 
 impl Elections {
@@ -80,6 +85,8 @@ impl Elections {
                 said: watch::Sender::new(said),
                 paused: Mutex::default(),
                 changed: Notify::new(),
+                heir: watch::Sender::new(heir_of(&sidecar.snapshot.load(), name)),
+                missed: Mutex::default(),
             });
             let task = tokio::spawn(candidate.clone().stand(sidecar.clone()));
             Candidacy { candidate, _task: AbortOnDropHandle::new(task) }
@@ -92,6 +99,18 @@ impl Elections {
         self.all().get(name).map(|there| there.candidate.clone())
     }
 
+    /// Tells the candidates who is to lead.
+    pub fn look_again(&self, snapshot: &Snapshot) {
+        for (name, there) in self.all().iter() {
+            let heir = heir_of(snapshot, name);
+            there.candidate.heir.send_if_modified(|known| {
+                let is_news = *known != heir;
+                *known = heir;
+                is_news
+            });
+        }
+    }
+
     /// Ends a candidacy. Its term, if it has one, must have been released before.
     pub fn withdraw(&self, name: &ClassName) {
         if let Some(there) = self.all().remove(name) {
@@ -100,7 +119,7 @@ impl Elections {
     }
 
     fn all(&self) -> MutexGuard<'_, HashMap<ClassName, Candidacy>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 
@@ -116,7 +135,30 @@ impl Candidate {
         self.changed.notify_one();
     }
 
+    /// The pod that this one must let lead.
+    fn yields_to(&self, own: &Holder) -> Option<Holder> {
+        let heir = self.heir.borrow().clone();
+        let missed = lock(&self.missed);
+        heir.filter(|heir| heir != own && missed.as_ref() != Some(heir))
+    }
+
+    /// Stands back for an heir, but not for ever.
+    async fn stand_back(&self, sidecar: &Sidecar, heir: Holder, patience: Duration) {
+        self.stand_by(Some(format!("pod \"{heir}\" is to lead")));
+        let mut next = self.heir.subscribe();
+        tokio::select! {
+            () = sleep(patience) => {
+                tracing::warn!(election = %self.name, %heir, "the pod that is to lead does not come");
+                *lock(&self.missed) = Some(heir);
+            }
+            _ = next.wait_for(|known| known.as_ref() != Some(&heir)) => *lock(&self.missed) = None,
+            () = sidecar.closing.cancelled() => {}
+        }
+        self.stand_by(None);
+    }
+
     async fn stand(self: Arc<Self>, sidecar: Arc<Sidecar>) {
+        let mut heir = self.heir.subscribe();
         loop {
             let paused = *self.paused();
             if let Some(until) = paused.filter(|until| *until > Instant::now()) {
@@ -138,14 +180,23 @@ impl Candidate {
             if self.said.borrow().reason.as_deref() == Some(NO_CLASS) {
                 self.stand_by(None);
             }
+            heir.mark_unchanged();
+            if let Some(heir) = self.yields_to(&sidecar.identity.holder) {
+                // A leader may take one lease duration to finish, and a dead one takes as long.
+                let patience = 2 * Duration::from_millis(class.term.config.ttl_ms);
+                self.stand_back(&sidecar, heir, patience).await;
+                continue;
+            }
             let asked = tokio::select! {
                 biased;
                 () = sidecar.closing.cancelled() => return,
                 () = self.changed.notified() => continue,
+                // Whoever queues would be granted what is meant for another.
+                _ = heir.changed() => continue,
                 asked = sidecar.stand_once(&class.term) => asked,
             };
             match asked {
-                Ok(view) => self.lead(&sidecar, view).await,
+                Ok(view) => self.lead(&sidecar, &mut heir, view).await,
                 // The wait is over, and another leads: nothing is in the way.
                 Err(failure) if failure.0.code == Code::Locked => self.stand_by(None),
                 Err(failure) => {
@@ -161,20 +212,51 @@ impl Candidate {
         }
     }
 
-    /// Says what happens to a term until it is over.
-    async fn lead(&self, sidecar: &Arc<Sidecar>, view: View) {
+    /// Says what happens to a term until it is over; hands it over when another is to lead.
+    async fn lead(
+        &self,
+        sidecar: &Arc<Sidecar>,
+        heir: &mut watch::Receiver<Option<Holder>>,
+        view: View,
+    ) {
         let Ok(mut events) = sidecar.holds.subscribe(&view.hold) else { return };
-        let say = |standing| {
+        let say = |standing, reason| {
             let hold = Some(view.hold.clone());
-            self.say(Said { standing, term: Some(view.fence), hold, reason: None });
+            self.say(Said { standing, term: Some(view.fence), hold, reason });
         };
         tracing::info!(election = %self.name, term = %view.fence, "leads");
-        say(Standing::Leading);
-        while let Some(event) = next(&mut events).await {
+        say(Standing::Leading, None);
+        let drain = Duration::from_millis(view.class.config.ttl_ms);
+        let mut over: Option<Instant> = None;
+        loop {
+            let own = &sidecar.identity.holder;
+            match (self.yields_to(own), over) {
+                (Some(heir), None) => {
+                    tracing::info!(election = %self.name, %heir, "hands over");
+                    over = Some(Instant::now() + drain);
+                    let why = format!("pod \"{heir}\" is to lead: finish, and resign");
+                    say(Standing::Suspended, Some(why));
+                }
+                (None, Some(_)) => {
+                    over = None;
+                    say(Standing::Leading, None);
+                }
+                (Some(_), Some(_)) | (None, None) => {}
+            }
+            let event = tokio::select! {
+                event = next(&mut events) => event,
+                _ = heir.changed() => continue,
+                () = sleep_until(over.unwrap_or_else(Instant::now)), if over.is_some() => {
+                    // What cannot be released now goes on in the background.
+                    drop(sidecar.release_view(&view).await);
+                    break;
+                }
+            };
             match event {
-                HoldEventKind::Granted => say(Standing::Leading),
-                HoldEventKind::Suspended => say(Standing::Suspended),
-                HoldEventKind::Lost | HoldEventKind::Released => break,
+                Some(HoldEventKind::Granted) if over.is_none() => say(Standing::Leading, None),
+                Some(HoldEventKind::Granted) => {}
+                Some(HoldEventKind::Suspended) => say(Standing::Suspended, None),
+                Some(HoldEventKind::Lost | HoldEventKind::Released) | None => break,
             }
         }
         let reason = match sidecar.holds.find(&view.hold) {
@@ -210,8 +292,17 @@ impl Candidate {
     }
 
     fn paused(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.paused)
     }
+}
+
+/// The pod that is to lead, by the bundle.
+fn heir_of(snapshot: &Snapshot, name: &ClassName) -> Option<Holder> {
+    snapshot.elections.get(name.as_str())?.transfer_to.clone()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn next(subscription: &mut Subscription) -> Option<HoldEventKind> {

@@ -8,7 +8,7 @@ use holdfast_api::{
 };
 use holdfast_backend::waiter::LockClient;
 use holdfast_core::{
-    Address, ClassName, Key, Kind,
+    Address, ClassName, Holder, Key, Kind,
     lock::{Keys, LockConfig},
     ratelimit::RateLimitBackend,
 };
@@ -50,6 +50,8 @@ pub struct ElectionClass {
     pub term: Arc<LockClass>,
     /// How long to stand back after a resignation.
     pub retry: Duration,
+    /// The pod that is to lead, if one is named.
+    pub transfer_to: Option<Holder>,
 }
 
 /// The one key of a class with one, else `default`.
@@ -156,7 +158,8 @@ impl Snapshot {
                 ClassConfig::LeaderElection(config) => {
                     if let Some(term) = LockClass::of(class, backend, connect, metrics) {
                         let retry = Duration::from_millis(config.retry_period_ms);
-                        let election = Arc::new(ElectionClass { term, retry });
+                        let transfer_to = config.transfer_to.clone();
+                        let election = Arc::new(ElectionClass { term, retry, transfer_to });
                         snapshot.elections.insert(class.name.to_string(), election);
                     }
                 }

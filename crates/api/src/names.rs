@@ -18,6 +18,12 @@ pub const LABEL_INJECT: &str = "holdfast.dev/inject";
 
 /// On a class: take this key's lock from whoever has it.
 pub const ANNOTATION_FORCE_RELEASE: &str = "holdfast.dev/force-release";
+/// On a LeaderElection: this pod is to lead.
+pub const ANNOTATION_TRANSFER_TO: &str = "holdfast.dev/transfer-to";
+/// On a pod that stands in elections: a whole number; the candidate with the highest is to lead.
+pub const ANNOTATION_PRIORITY: &str = "holdfast.dev/priority";
+/// On a pod: the LeaderElections that it stands in from its start on, separated by commas.
+pub const ANNOTATION_CANDIDATE: &str = "holdfast.dev/candidate";
 /// On a pod: the sidecar has been injected.
 pub const ANNOTATION_INJECTED: &str = "holdfast.dev/injected";
 

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Fence, Key, Substrate,
+    Fence, Holder, Key, Substrate,
     lock::{Consistency, Fairness, Keys, LockConfig},
 };
 
@@ -40,6 +40,9 @@ pub struct ElectionConfig {
     pub interop: Interop,
     /// Fences of this class are greater than this one: what a deleted class of the same name left.
     pub fence_floor: Fence,
+    /// The pod that is to lead: another leader hands over, other candidates stand back for a while.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer_to: Option<Holder>,
 }
 
 impl ElectionConfig {
@@ -76,6 +79,7 @@ mod tests {
             retry_period_ms: 2_000,
             interop: Interop::None,
             fence_floor: Fence::new(9),
+            transfer_to: None,
         };
         let lock = config.lock(Substrate::Redis);
         assert_eq!((lock.ttl_ms, lock.max_hold_ms, lock.lock_delay_ms), (15_000, 0, 0));

@@ -74,7 +74,7 @@ pub struct TermState {
     /// When that is over on `CLOCK_BOOTTIME`, nanoseconds, a decimal number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_boottime_ns: Option<String>,
-    /// Why it does not lead any more, or why it cannot stand.
+    /// Why it does not lead any more, is to hand over, or cannot stand.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

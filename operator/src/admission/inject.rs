@@ -32,7 +32,7 @@ pub const SKIPPED_ANNOTATION: &str = "holdfast.dev/injection-skipped";
 /// `"true"` mounts the sidecar's Unix socket into the containers of the pod.
 pub const SOCKET_ANNOTATION: &str = "holdfast.dev/socket";
 /// The LeaderElections that the pod stands in from its start on, separated by commas.
-pub const CANDIDATE_ANNOTATION: &str = "holdfast.dev/candidate";
+pub use holdfast_api::names::ANNOTATION_CANDIDATE as CANDIDATE_ANNOTATION;
 /// The name of the injected container.
 pub const SIDECAR: &str = "holdfast";
 /// Where apps find the sidecar.

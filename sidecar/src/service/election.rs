@@ -112,8 +112,8 @@ impl Sidecar {
         match own.state {
             Standing::Leading => Ok(own),
             Standing::Suspended => {
-                let why = "this pod's term is in doubt: a renewal is late; begin nothing new";
-                Err(Failure::new(Code::NotLeading, why))
+                let late = "this pod's term is in doubt: a renewal is late; begin nothing new";
+                Err(Failure::new(Code::NotLeading, own.reason.unwrap_or_else(|| late.into())))
             }
             Standing::Standby => Err(Failure::new(Code::NotLeading, "this pod stands by")),
             Standing::NotCandidate => {
@@ -147,7 +147,7 @@ impl Sidecar {
                 hold_id: Some(view.hold.to_string()),
                 hold_for_ms: Some(view.left.as_millis() as u64),
                 deadline_boottime_ns: Some(view.deadline_boot_ns.to_string()),
-                reason: None,
+                reason: said.reason.clone(),
             },
             // The term has ended, and the candidate has not heard of it yet.
             ended => TermState {

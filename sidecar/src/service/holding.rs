@@ -57,7 +57,7 @@ impl Sidecar {
     }
 
     /// Releases a hold that was live a moment ago.
-    pub(super) async fn release_view(self: &Arc<Self>, view: &View) -> Result<(), Failure> {
+    pub(crate) async fn release_view(self: &Arc<Self>, view: &View) -> Result<(), Failure> {
         self.holds.releasing(&view.hold);
         let unfinished = Unfinished { sidecar: self, view: Some(view) };
         let released = self.release_in_store(view).await;

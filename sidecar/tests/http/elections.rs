@@ -1,9 +1,13 @@
 //! Elections: two pods on one Redis, as their apps see it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use holdfast_core::{Holder, Substrate};
-use holdfast_sidecar::{Listen, Local};
+use holdfast_api::bundle::Bundle;
+use holdfast_core::{Holder, SessionId, Substrate, SystemClock};
+use holdfast_runtime::Readiness;
+use holdfast_sidecar::{
+    Listen, Serving, config::Bundles, connect::Backends, service::Identity, snapshot::Connect,
+};
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -12,25 +16,40 @@ use crate::{
     server::RedisServer,
 };
 
-/// A pod on a Redis.
-async fn pod(name: &str, redis: &RedisServer) -> App {
-    let local = Local {
-        namespace: "default".into(),
+/// A pod on a Redis, and how its sidecar is given other bundles.
+async fn pod_with_bundles(name: &str, redis: &RedisServer) -> (App, Bundles) {
+    let (namespace, session) = ("default".into(), SessionId::random());
+    let identity = Identity {
+        namespace: Arc::clone(&namespace),
         holder: Holder::new(name).unwrap(),
-        listen: vec!["127.0.0.1:0".parse().unwrap()],
-        page: false,
+        session: session.clone(),
+        service_account: "default".into(),
+        in_pod: false,
     };
-    let bundle = mk_bundle_on("redis", Substrate::Redis, CLASSES);
-    let (serving, epoch) = local
-        .start(&bundle, Some(("redis", &format!("redis://{}", redis.address()))))
-        .await
-        .unwrap();
-    let epoch = epoch.unwrap();
+    let serving = Serving::start(identity, &["127.0.0.1:0".parse().unwrap()], false).await.unwrap();
+    let (hub, clock) = (serving.hub.clone(), Arc::new(SystemClock));
+    let backends = Backends::new(namespace, session, hub, clock, None, None);
+    let url = format!("redis://{}", redis.address());
+    let epoch = backends.adopt_redis("redis", &url, Duration::ZERO).unwrap();
+    let connect: Arc<dyn Connect> = Arc::new(backends);
+    let bundles = Bundles::new(serving.sidecar.clone(), connect, Readiness::default(), None);
+    bundles.apply(&mk_bundle_on("redis", Substrate::Redis, CLASSES));
     assert!(epoch.opened(Duration::from_secs(5)).await);
     // The keeper of the epoch lives as long as the test.
     Box::leak(Box::new(epoch));
     let Listen::Tcp(address) = serving.listens[0].clone() else { unreachable!() };
-    App { serving, address }
+    (App { serving, address }, bundles)
+}
+
+/// A pod on a Redis.
+async fn pod(name: &str, redis: &RedisServer) -> App {
+    pod_with_bundles(name, redis).await.0
+}
+
+/// The classes, with a leader that is wanted.
+fn mk_transfer(to: &str) -> Bundle {
+    let annotated = format!("{{name: boss, annotations: {{holdfast.dev/transfer-to: {to}}}}}");
+    mk_bundle_on("redis", Substrate::Redis, &CLASSES.replace("{name: boss}", &annotated))
 }
 
 async fn events(app: &App) -> Stream {
@@ -151,4 +170,65 @@ async fn a_paused_candidate_stands_back_and_a_term_cannot_be_released_as_a_lock(
     assert_eq!(app.get("/v1/elections/boss").await.body["state"], "standby");
     let mut told = events(&app).await;
     assert!(term(&until(&mut told, "leading").await) > term(&won));
+}
+
+#[tokio::test]
+async fn a_transfer_suspends_the_leader_and_goes_to_the_pod_that_is_named() {
+    let redis = RedisServer::start(&[]);
+    let (a, of_a) = pod_with_bundles("pod-a", &redis).await;
+    let (b, of_b) = pod_with_bundles("pod-b", &redis).await;
+    let (c, of_c) = pod_with_bundles("pod-c", &redis).await;
+    let first = a.post("/v1/elections/boss/campaign?waitSeconds=5").await.body;
+    // b queues before c, and would be next.
+    b.post("/v1/elections/boss/campaign").await;
+    sleep(Duration::from_millis(200)).await;
+    c.post("/v1/elections/boss/campaign").await;
+    let (mut told, mut of_b_told, mut of_c_told) =
+        (events(&a).await, events(&b).await, events(&c).await);
+    until(&mut told, "leading").await;
+    for bundles in [&of_a, &of_b, &of_c] {
+        bundles.apply(&mk_transfer("pod-c"));
+    }
+    // The leader is asked to finish, and still holds its term.
+    let asked = until(&mut told, "suspended").await;
+    assert!(asked["reason"].as_str().unwrap().contains("pod \"pod-c\" is to lead"), "{asked}");
+    assert!(asked["holdForMs"].as_u64().unwrap() > 0);
+    let refusal = a.get("/v1/elections/boss/leading").await;
+    refusal.is_problem(409, "not_leading");
+    assert_eq!(c.get("/v1/elections/boss").await.body["leader"]["pod"], "pod-a");
+    a.post("/v1/elections/boss/resign?pauseSeconds=0").await;
+    let second = until(&mut of_c_told, "leading").await;
+    assert!(term(&second) > term(&first));
+    let stands = until(&mut of_b_told, "standby").await;
+    assert_eq!(b.get("/v1/elections/boss").await.body["leader"]["pod"], "pod-c", "{stands}");
+
+    // An app that does not finish is deposed when one lease is over; then the named one leads.
+    for bundles in [&of_a, &of_b, &of_c] {
+        bundles.apply(&mk_transfer("pod-b"));
+    }
+    let begun = Instant::now();
+    until(&mut of_c_told, "suspended").await;
+    let third = until(&mut of_b_told, "leading").await;
+    assert!(begun.elapsed() >= Duration::from_millis(1_800), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(3_500), "{:?}", begun.elapsed());
+    assert!(term(&third) > term(&second));
+}
+
+#[tokio::test]
+async fn a_transfer_to_a_pod_that_does_not_stand_leaves_nobody_waiting_for_ever() {
+    let redis = RedisServer::start(&[]);
+    let (a, of_a) = pod_with_bundles("pod-a", &redis).await;
+    let first = a.post("/v1/elections/boss/campaign?waitSeconds=5").await.body;
+    let mut told = events(&a).await;
+    of_a.apply(&mk_transfer("nobody"));
+    until(&mut told, "suspended").await;
+    let waits = until(&mut told, "standby").await;
+    assert!(waits["reason"].is_string(), "{waits}");
+    // It waits for two leases, then leads again, and is not asked to hand over once more.
+    let begun = Instant::now();
+    let again = until(&mut told, "leading").await;
+    assert!(term(&again) > term(&first));
+    assert!(begun.elapsed() >= Duration::from_millis(3_000), "{:?}", begun.elapsed());
+    assert!(timeout(Duration::from_secs(3), told.next()).await.is_err(), "asked again");
+    assert_eq!(a.get("/v1/elections/boss/leading").await.status, 200);
 }

@@ -1,7 +1,7 @@
 //! LeaderElection: one leader at a time.
 
 use holdfast_core::{
-    ClassName, Fence,
+    ClassName, Fence, Holder,
     election::{self, ElectionConfig},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::lock::AccessSpec;
+use crate::names::ANNOTATION_TRANSFER_TO;
 use crate::validate::{FieldError, Resolved, Validate, check_access};
 
 /// An election of one leader among the pods that stand for it through their sidecars.
@@ -170,6 +171,14 @@ fn default_label_value() -> String {
     "true".into()
 }
 
+impl LeaderElection {
+    /// The pod that the annotation `holdfast.dev/transfer-to` names, if a pod can be called so. Any
+    /// other value is as none: it must not take the class from its candidates.
+    pub fn transfer_to(&self) -> Option<Holder> {
+        Holder::new(self.annotations().get(ANNOTATION_TRANSFER_TO)?).ok()
+    }
+}
+
 impl Validate for LeaderElection {
     type Config = ElectionConfig;
 
@@ -223,6 +232,7 @@ impl Validate for LeaderElection {
                 Some(Interop::ClientGo) => election::Interop::ClientGo,
             },
             fence_floor: Fence::new(on.fence_floor),
+            transfer_to: self.transfer_to(),
         })
     }
 }
