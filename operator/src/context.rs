@@ -19,7 +19,7 @@ use crate::{
     controllers::{
         backend::{Doubts, Longest},
         bundle::Published,
-        election::routing::Routes,
+        election::{routing::Routes, transfer::Transfers},
         lock::sightings::Sightings,
         tenants::Users,
     },
@@ -65,6 +65,8 @@ pub struct Context {
     pub floors: Floors,
     /// Ways to leaders that are as they should be.
     pub routes: Routes,
+    /// Leaderships that are to change hands.
+    pub transfers: Transfers,
     /// Holds that were taken by force.
     pub forced: Forced,
     /// When a status may be written again.

@@ -149,6 +149,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             longest: Longest::default(),
             floors,
             routes: election::routing::Routes::default(),
+            transfers: election::transfer::Transfers::default(),
             forced: crate::context::Forced::default(),
             pace: Pace::default(),
             recorder: Recorder::new(work.client.clone(), reporter),

@@ -7,7 +7,7 @@
 //! - Of ConfigMaps only bundles are seen, of Leases, Roles and RoleBindings only ours. Secrets are
 //!   not watched at all.
 
-use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
+use std::{fmt::Debug, hash::Hash, sync::Arc};
 
 use futures::{StreamExt, future::BoxFuture};
 use holdfast_api::{
@@ -18,12 +18,11 @@ use holdfast_api::{
 use holdfast_core::Kind;
 use k8s_openapi::api::{
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Namespace, Pod},
+    core::v1::{ConfigMap, Namespace},
     rbac::v1::{Role, RoleBinding},
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
         reflector::{self, store::Writer},
@@ -32,15 +31,14 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{
-    admission::inject::INJECTED_LABEL, controllers::lock::sightings::Sightings,
-    pipeline::Controlled,
-};
+use crate::{controllers::lock::sightings::Sightings, pipeline::Controlled};
 
 pub use caches::Caches;
+pub use pods::Injected;
 pub use triggers::{Queues, Triggers, requests};
 
 mod caches;
+mod pods;
 mod triggers;
 
 /// How many objects a list asks for at once.
@@ -98,7 +96,7 @@ pub fn start(
         follow(client, bundle, bundles_writer, on(&tell, Tell::bundle)),
         follow(client, ours(), roles_writer, on(&tell, Tell::access::<Role>)),
         follow(client, ours(), bindings_writer, on(&tell, Tell::access::<RoleBinding>)),
-        Box::pin(follow_injected(client.clone(), triggers.clone(), injected.clone())),
+        Box::pin(pods::follow(client.clone(), triggers.clone(), injected.clone())),
     ];
     (caches, watches)
 }
@@ -239,34 +237,4 @@ impl Tell {
             self.to.class(*kind, namespace.unwrap_or_default(), class);
         }
     }
-}
-
-/// The namespaces in which sidecars are: those need a bundle even while nothing is declared, so that
-/// a sidecar does not have to guess whether it may not read it or there is none.
-#[derive(Default)]
-pub struct Injected(std::sync::Mutex<BTreeSet<String>>);
-
-impl Injected {
-    /// Whether sidecars have been seen in a namespace.
-    pub fn contains(&self, namespace: &str) -> bool {
-        crate::context::lock(&self.0).contains(namespace)
-    }
-}
-
-/// Learns where sidecars are, from the labels of pods only.
-async fn follow_injected(client: Client, triggers: Triggers, injected: Arc<Injected>) {
-    let config =
-        watcher::Config::default().labels(&format!("{INJECTED_LABEL}=true")).page_size(PAGE);
-    let pods = Api::<PartialObjectMeta<Pod>>::all(client);
-    let pods = watcher(pods, config).default_backoff();
-    pods.for_each(|event| {
-        if let Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) = event {
-            let namespace = pod.namespace().unwrap_or_default();
-            if crate::context::lock(&injected.0).insert(namespace.clone()) {
-                triggers.namespace(&namespace);
-            }
-        }
-        std::future::ready(())
-    })
-    .await;
 }

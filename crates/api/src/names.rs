@@ -24,8 +24,6 @@ pub const ANNOTATION_TRANSFER_TO: &str = "holdfast.dev/transfer-to";
 pub const ANNOTATION_PRIORITY: &str = "holdfast.dev/priority";
 /// On a pod: the LeaderElections that it stands in from its start on, separated by commas.
 pub const ANNOTATION_CANDIDATE: &str = "holdfast.dev/candidate";
-/// On a pod: the sidecar has been injected.
-pub const ANNOTATION_INJECTED: &str = "holdfast.dev/injected";
 
 /// Guards state outside the API server, and fences that must outlive their class.
 pub const FINALIZER: &str = "holdfast.dev/state";

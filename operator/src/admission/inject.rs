@@ -12,13 +12,16 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use holdfast_api::names::ANNOTATION_PRIORITY;
 use holdfast_core::ClassName;
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, VolumeMount};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use holdfast_api::names::LABEL_INJECT as INJECT_LABEL;
+pub use holdfast_api::names::{
+    ANNOTATION_CANDIDATE as CANDIDATE_ANNOTATION, LABEL_INJECT as INJECT_LABEL,
+};
 pub use sidecar::InjectSettings;
 
 pub mod sidecar;
@@ -31,8 +34,6 @@ pub const INJECTED_LABEL: &str = "holdfast.dev/injected";
 pub const SKIPPED_ANNOTATION: &str = "holdfast.dev/injection-skipped";
 /// `"true"` mounts the sidecar's Unix socket into the containers of the pod.
 pub const SOCKET_ANNOTATION: &str = "holdfast.dev/socket";
-/// The LeaderElections that the pod stands in from its start on, separated by commas.
-pub use holdfast_api::names::ANNOTATION_CANDIDATE as CANDIDATE_ANNOTATION;
 /// The name of the injected container.
 pub const SIDECAR: &str = "holdfast";
 /// Where apps find the sidecar.
@@ -154,6 +155,13 @@ pub fn decide(
                  commas; \"{name}\" cannot be one: {why}"
             ));
         }
+    }
+    if let Some(priority) = annotation(pod, ANNOTATION_PRIORITY)
+        && priority.trim().parse::<i64>().is_err()
+    {
+        return Decision::Deny(format!(
+            "the annotation \"{ANNOTATION_PRIORITY}\" is a whole number, not \"{priority}\""
+        ));
     }
     match pod.spec.as_ref() {
         Some(spec) if spec.containers.iter().any(|c| c.name == SIDECAR) => Decision::Deny(format!(

@@ -25,6 +25,7 @@ use crate::{
 };
 
 pub mod routing;
+pub mod transfer;
 
 /// The Event about a change.
 const LEADER_CHANGED: &str = "LeaderChanged";
@@ -83,11 +84,12 @@ async fn observed(
     let status = LeaderElectionStatus {
         observed_generation: election.metadata.generation,
         conditions: conditions(election, &before, judge::ready(valid, &applied)),
-        leader,
+        leader: leader.clone(),
         candidates: observed.waiting,
         guarantee: Some(routing::guarantee(valid)),
     };
-    let again = [observed.again, applied.again].into_iter().flatten().min();
+    let next = transfer::follow(ctx, election, leader.as_ref()).await?;
+    let again = [observed.again, applied.again, next].into_iter().flatten().min();
     if let Some(wait) = status::write(ctx, election, election.status.as_ref(), &status).await? {
         return Ok(Some(again.map_or(wait, |again| again.min(wait))));
     }

@@ -247,3 +247,89 @@ async fn a_candidate_of_client_go_and_ours_never_lead_together() {
     assert!(died.elapsed() > Duration::from_millis(1_300), "{:?}", died.elapsed());
     assert!(second > first, "terms grow over the tenures of others");
 }
+
+/// A pod with a sidecar, as far as its metadata says, that is ready.
+async fn candidate(bed: &Bed<'_>, name: &str, priority: Option<i64>) {
+    let priority = priority.map_or(String::new(), |n| format!(", holdfast.dev/priority: '{n}'"));
+    let yaml = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: \
+         {{holdfast.dev/injected: 'true'}}, annotations: {{holdfast.dev/candidate: boss{priority}}}}}, \
+         spec: {{automountServiceAccountToken: false, containers: [{{name: app, image: none}}]}}}}"
+    );
+    bed.kubectl(&["create", "serviceaccount", "default"], "").ok();
+    bed.kubectl(&["apply", "-f", "-"], &yaml).unwrap();
+    let pods: Api<Pod> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    let ready = json!({ "status": { "conditions": [{ "type": "Ready", "status": "True" }] } });
+    pods.patch_status(name, &PatchParams::default(), &Patch::Merge(ready)).await.unwrap();
+}
+
+fn asked(election: &LeaderElection) -> Option<&str> {
+    election.annotations().get("holdfast.dev/transfer-to").map(String::as_str)
+}
+
+/// The pod that the bundle says is to lead.
+async fn heir(bed: &Bed<'_>) -> Option<String> {
+    let bundle = bed.bundle().await?;
+    let class = bundle.class(holdfast_core::Kind::LeaderElection, "boss")?;
+    let holdfast_api::bundle::ClassConfig::LeaderElection(config) = &class.config else {
+        return None;
+    };
+    config.transfer_to.as_ref().map(ToString::to_string)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_is_told_to_sidecars_and_ends_when_it_has_come_true_or_cannot() {
+    let bed = Bed::shared().await;
+    candidate(&bed, "pod-1", None).await;
+    candidate(&bed, "pod-2", None).await;
+    bed.kubectl(&["apply", "-f", "-"], &object("LeaderElection", "boss", "{}")).unwrap();
+    until(&bed, "boss", is_ready).await;
+    let (locks, (config, at)) = (bed.leases().await, bed.term("boss").await);
+    let (hold, _) = acquire_soon(&*locks, &at, &config, "pod-1").await;
+    until(&bed, "boss", |election| leader(election) == Some("pod-1")).await;
+    let transfer = |to: &str| {
+        let to = format!("holdfast.dev/transfer-to={to}");
+        bed.kubectl(&["annotate", "--overwrite", "le/boss", &to], "").unwrap();
+    };
+    transfer("pod-2");
+    eventually("the bundle names it", async || heir(&bed).await.as_deref() == Some("pod-2")).await;
+    locks.release(&at, &config, &hold).await.unwrap();
+    acquire_soon(&*locks, &at, &config, "pod-2").await;
+    until(&bed, "boss", |e| leader(e) == Some("pod-2") && asked(e).is_none()).await;
+    eventually("the bundle names nobody", async || heir(&bed).await.is_none()).await;
+
+    for (to, why) in [("nobody", "there is no pod"), ("No-Name", "no pod's name")] {
+        transfer(to);
+        until(&bed, "boss", |election| asked(election).is_none()).await;
+        eventually("the refusal", async || {
+            let notes = bed.events("boss", "TransferRefused").await;
+            notes.iter().any(|note| note.contains(why))
+        })
+        .await;
+        until(&bed, "boss", is_ready).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ready_candidate_of_a_higher_priority_is_to_lead() {
+    let bed = Bed::shared().await;
+    candidate(&bed, "pod-low", Some(-5)).await;
+    candidate(&bed, "pod-none", None).await;
+    bed.kubectl(&["apply", "-f", "-"], &object("LeaderElection", "boss", "{}")).unwrap();
+    until(&bed, "boss", is_ready).await;
+    let (locks, (config, at)) = (bed.leases().await, bed.term("boss").await);
+    let (hold, _) = acquire_soon(&*locks, &at, &config, "pod-none").await;
+    until(&bed, "boss", |election| leader(election) == Some("pod-none")).await;
+    assert_eq!(asked(&until(&bed, "boss", is_ready).await), None, "a lower one is not preferred");
+
+    candidate(&bed, "pod-high", Some(10)).await;
+    until(&bed, "boss", |election| asked(election) == Some("pod-high")).await;
+    eventually("the Event", async || {
+        let notes = bed.events("boss", "TransferRequested").await;
+        notes.iter().any(|note| note.contains("priority 10") && note.contains("\"pod-none\" has 0"))
+    })
+    .await;
+    locks.release(&at, &config, &hold).await.unwrap();
+    acquire_soon(&*locks, &at, &config, "pod-high").await;
+    until(&bed, "boss", |e| leader(e) == Some("pod-high") && asked(e).is_none()).await;
+}

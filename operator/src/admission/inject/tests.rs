@@ -164,6 +164,15 @@ fn pod_that_asks_in_a_way_that_cannot_work_is_refused() {
     assert!(matches!(candidate("boss, other"), Decision::Inject { .. }));
     let Decision::Deny(reason) = candidate("boss,The Boss") else { panic!() };
     assert!(reason.contains("\"The Boss\" cannot be one"), "{reason}");
+    let priority = |value: &str| {
+        let mut pod = mk_pod(PLAIN);
+        let annotation = (ANNOTATION_PRIORITY.to_owned(), value.to_owned());
+        pod.metadata.annotations = Some([annotation].into());
+        decide_in_shop(&pod)
+    };
+    assert!(matches!(priority("-5"), Decision::Inject { .. }));
+    let Decision::Deny(reason) = priority("high") else { panic!() };
+    assert!(reason.contains("a whole number, not \"high\""), "{reason}");
     let mut pod = mk_pod(PLAIN);
     pod.spec.as_mut().unwrap().containers[0].name = SIDECAR.into();
     let Decision::Deny(reason) = decide_in_shop(&pod) else { panic!() };

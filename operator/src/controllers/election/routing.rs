@@ -113,7 +113,7 @@ pub async fn follow(
 }
 
 /// Whether a pod can be called so.
-fn is_pod_name(name: &str) -> bool {
+pub(super) fn is_pod_name(name: &str) -> bool {
     let ok = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     (1..=253).contains(&name.len())
         && name.bytes().all(ok)
