@@ -12,6 +12,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use holdfast_api::compat::Compat;
 use holdfast_core::ClassName;
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, VolumeMount};
@@ -33,6 +34,8 @@ pub const SKIPPED_ANNOTATION: &str = "holdfast.dev/injection-skipped";
 pub const SOCKET_ANNOTATION: &str = "holdfast.dev/socket";
 /// The LeaderElections that the pod stands in from its start on, separated by commas.
 pub const CANDIDATE_ANNOTATION: &str = "holdfast.dev/candidate";
+/// The other projects' APIs that the pod's sidecar is to serve as well.
+pub const COMPAT_ANNOTATION: &str = "holdfast.dev/compat";
 /// The name of the injected container.
 pub const SIDECAR: &str = "holdfast";
 /// Where apps find the sidecar.
@@ -154,6 +157,10 @@ pub fn decide(
                  commas; \"{name}\" cannot be one: {why}"
             ));
         }
+    }
+    let compat = annotation(pod, COMPAT_ANNOTATION).unwrap_or_default();
+    if let Err(why) = compat.parse().and_then(|compat: Compat| compat.check(false)) {
+        return Decision::Deny(format!("the annotation \"{COMPAT_ANNOTATION}\": {why}"));
     }
     match pod.spec.as_ref() {
         Some(spec) if spec.containers.iter().any(|c| c.name == SIDECAR) => Decision::Deny(format!(
