@@ -204,6 +204,8 @@ fn read_ask(descriptor: &RateLimitDescriptor, of_request: u32) -> Result<Ask, Fa
 
 fn outcome_of(checked: &Checked) -> &'static str {
     match checked.decision.outcome {
+        // The class is open while its store is away.
+        Outcome::Allowed { .. } if checked.degraded => "unchecked",
         Outcome::Allowed { .. } if answers::is_near(checked) => "near",
         Outcome::Allowed { .. } => "within",
         Outcome::Limited { .. } | Outcome::TooLarge if checked.class.config.shadow => "shadowed",

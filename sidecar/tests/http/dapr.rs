@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 
-use holdfast_core::Holder;
+use holdfast_api::bundle::Bundle;
+use holdfast_backend::redis::LocalEpoch;
+use holdfast_core::{Holder, Substrate};
 use holdfast_peers::{
     dapr::{
         TryLockRequest, UnlockRequest, dapr_client::DaprClient, unlock_response::Status as Unlock,
@@ -12,7 +14,10 @@ use holdfast_peers::{
 use holdfast_sidecar::{Compat, Local};
 use serde_json::json;
 
-use crate::client::{Answer, App, CLASSES, mk_bundle};
+use crate::{
+    client::{Answer, App, CLASSES, mk_bundle, mk_bundle_on},
+    server::RedisServer,
+};
 
 const MORE: &str = r#"
 ---
@@ -26,23 +31,31 @@ struct Dapr {
     http: App,
     native: SocketAddr,
     grpc: DaprClient<Channel>,
+    _epoch: Option<LocalEpoch>,
 }
 
 async fn start() -> Dapr {
+    start_on(&mk_bundle(&[CLASSES, MORE].concat()), None).await
+}
+
+async fn start_on(bundle: &Bundle, redis: Option<(&str, &str)>) -> Dapr {
     let local = Local {
         namespace: "default".into(),
         holder: Holder::new("pod-a").unwrap(),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         page: false,
     };
-    let (mut serving, _) = local.start(&mk_bundle(&[CLASSES, MORE].concat()), None).await.unwrap();
+    let (mut serving, epoch) = local.start(bundle, redis).await.unwrap();
+    if let Some(epoch) = &epoch {
+        assert!(epoch.opened(std::time::Duration::from_secs(5)).await);
+    }
     let wanted: Compat = "dapr-http=127.0.0.1:0,dapr-grpc=127.0.0.1:0".parse().unwrap();
     let bound = serving.compat(&wanted).await.unwrap();
     let at = format!("http://{}", bound.dapr_grpc.unwrap());
     let channel = Channel::from_shared(at).unwrap().connect().await.unwrap();
     let holdfast_sidecar::Listen::Tcp(native) = serving.listens[0].clone() else { unreachable!() };
     let http = App { serving, address: bound.dapr_http.unwrap() };
-    Dapr { http, native, grpc: DaprClient::new(channel) }
+    Dapr { http, native, grpc: DaprClient::new(channel), _epoch: epoch }
 }
 
 impl Dapr {
@@ -182,4 +195,19 @@ async fn grpc_says_the_same() {
     let refused = dapr.grpc.try_lock_alpha1(nowhere).await.unwrap_err();
     assert_eq!(refused.code(), Grpc::InvalidArgument);
     assert!(refused.message().contains("did you mean"), "{refused}");
+}
+
+#[tokio::test]
+async fn without_its_store_an_unlock_has_failed_and_a_lock_is_an_error() {
+    let mut server = RedisServer::start(&[]);
+    let url = format!("redis://{}", server.address());
+    let bundle = mk_bundle_on("redis", Substrate::Redis, CLASSES);
+    let dapr = start_on(&bundle, Some(("redis", &url))).await;
+    assert_eq!(dapr.lock("slow", "order-1", "ann", 20).await.body["success"], true);
+    assert_eq!(dapr.lock("slow", "order-1", "bob", 20).await.body["success"], false);
+    server.kill();
+    assert_eq!(dapr.unlocked("slow", "order-1", "ann").await, 3);
+    assert_eq!(dapr.unlocked("slow", "order-2", "ann").await, 3, "nobody can say");
+    let refused = dapr.lock("slow", "order-2", "ann", 20).await;
+    assert_eq!((refused.status, &refused.body["errorCode"]), (500, &"ERR_TRY_LOCK".into()));
 }

@@ -10,6 +10,7 @@ mod dapr;
 mod elections;
 mod elector;
 mod events;
+mod gateway;
 mod lifecycle;
 mod limits;
 mod locks;

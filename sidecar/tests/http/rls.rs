@@ -1,6 +1,8 @@
 //! Envoy's rate limit service, spoken by a tonic client: names, hits, answers.
 
-use holdfast_core::Holder;
+use holdfast_api::bundle::Bundle;
+use holdfast_backend::redis::LocalEpoch;
+use holdfast_core::{Holder, Substrate};
 use holdfast_peers::{
     rls::{
         RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
@@ -12,7 +14,12 @@ use holdfast_peers::{
 };
 use holdfast_sidecar::{Compat, Local};
 
-use crate::client::mk_bundle;
+use holdfast_wire::CheckRequest;
+
+use crate::{
+    client::{mk_bundle, mk_bundle_on},
+    server::RedisServer,
+};
 
 const CLASSES: &str = r#"
 apiVersion: holdfast.dev/v1alpha1
@@ -57,20 +64,25 @@ spec:
 struct Rls {
     serving: holdfast_sidecar::Serving,
     client: RateLimitServiceClient<Channel>,
+    _epoch: Option<LocalEpoch>,
 }
 
 async fn start() -> Rls {
+    start_on(&mk_bundle(CLASSES), None).await
+}
+
+async fn start_on(bundle: &Bundle, redis: Option<(&str, &str)>) -> Rls {
     let local = Local {
         namespace: "default".into(),
         holder: Holder::new("pod-a").unwrap(),
         listen: vec!["127.0.0.1:0".parse().unwrap()],
         page: false,
     };
-    let (mut serving, _) = local.start(&mk_bundle(CLASSES), None).await.unwrap();
+    let (mut serving, epoch) = local.start(bundle, redis).await.unwrap();
     let wanted: Compat = "rls=127.0.0.1:0".parse().unwrap();
     let at = serving.compat(&wanted).await.unwrap().rls.unwrap();
     let channel = Channel::from_shared(format!("http://{at}")).unwrap().connect().await.unwrap();
-    Rls { serving, client: RateLimitServiceClient::new(channel) }
+    Rls { serving, client: RateLimitServiceClient::new(channel), _epoch: epoch }
 }
 
 fn descriptor(pairs: &[(&str, &str)]) -> RateLimitDescriptor {
@@ -232,4 +244,51 @@ async fn an_open_connection_does_not_hold_up_the_end() {
     ended.await.unwrap();
     let late = rls.client.should_rate_limit(ask("shop", &[descriptor(&[("user", "ann")])])).await;
     assert_eq!(late.unwrap_err().code(), Grpc::Unavailable);
+}
+
+#[tokio::test]
+async fn an_apps_checks_and_envoys_share_their_counts() {
+    let mut rls = start().await;
+    let own = CheckRequest { key: Some("user=ann".into()), cost: Some(4), wait_seconds: None };
+    rls.serving.sidecar.check("shop", &own).await.unwrap();
+    let request = ask("shop", &[descriptor(&[("user", "ann")])]);
+    assert_eq!(rls.send(request.clone()).await.unwrap().statuses[0].limit_remaining, 0);
+    assert_eq!(rls.codes(request).await.0, Code::OverLimit);
+}
+
+#[tokio::test]
+async fn without_its_store_a_closed_class_is_an_error_and_an_open_one_lets_pass() {
+    const ON_REDIS: &str = r#"
+apiVersion: holdfast.dev/v1alpha1
+kind: RateLimit
+metadata: {name: closed}
+spec:
+  backend: redis
+  limits: [{name: l, limit: 1, windowSeconds: 3600}]
+---
+apiVersion: holdfast.dev/v1alpha1
+kind: RateLimit
+metadata: {name: open}
+spec:
+  backend: redis
+  onBackendFailure: Open
+  limits: [{name: l, limit: 1, windowSeconds: 3600}]
+"#;
+    let mut server = RedisServer::start(&[]);
+    let url = format!("redis://{}", server.address());
+    let bundle = mk_bundle_on("redis", Substrate::Redis, ON_REDIS);
+    let mut rls = start_on(&bundle, Some(("redis", &url))).await;
+    let of = |domain: &str| ask(domain, &[descriptor(&[("user", "ann")])]);
+    for domain in ["closed", "open"] {
+        assert_eq!(rls.codes(of(domain)).await.0, Code::Ok);
+        assert_eq!(rls.codes(of(domain)).await.0, Code::OverLimit);
+    }
+    server.kill();
+    let refused = rls.send(of("closed")).await.unwrap_err();
+    assert_eq!(refused.code(), Grpc::Unavailable, "{refused}");
+    let passed = rls.send(of("open")).await.unwrap();
+    assert_eq!(passed.overall_code(), Code::Ok);
+    assert_eq!(passed.statuses[0].current_limit, None, "nobody knows how it stands");
+    assert_eq!(rls.hits("closed", "failed"), 1.0);
+    assert_eq!(rls.hits("open", "unchecked"), 1.0);
 }
