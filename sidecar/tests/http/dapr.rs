@@ -211,3 +211,18 @@ async fn without_its_store_an_unlock_has_failed_and_a_lock_is_an_error() {
     let refused = dapr.lock("slow", "order-2", "ann", 20).await;
     assert_eq!((refused.status, &refused.body["errorCode"]), (500, &"ERR_TRY_LOCK".into()));
 }
+
+#[tokio::test]
+async fn an_owners_lock_is_given_back_by_its_own_pod_only_and_when_that_ends() {
+    let server = RedisServer::start(&[]);
+    let url = format!("redis://{}", server.address());
+    let bundle = mk_bundle_on("redis", Substrate::Redis, CLASSES);
+    let one = start_on(&bundle, Some(("redis", &url))).await;
+    let other = start_on(&bundle, Some(("redis", &url))).await;
+    assert_eq!(one.lock("slow", "order-1", "ann", 20).await.body["success"], true);
+    assert_eq!(other.lock("slow", "order-1", "ann", 20).await.body["success"], false);
+    assert_eq!(other.unlocked("slow", "order-1", "ann").await, 2);
+    one.http.serving.close(true).await;
+    assert_eq!(other.unlocked("slow", "order-1", "ann").await, 1);
+    assert_eq!(other.lock("slow", "order-1", "ann", 20).await.body["success"], true);
+}

@@ -1,5 +1,7 @@
 //! Envoy's rate limit service, spoken by a tonic client: names, hits, answers.
 
+use std::slice::from_ref;
+
 use holdfast_api::bundle::Bundle;
 use holdfast_backend::redis::LocalEpoch;
 use holdfast_core::{Holder, Substrate};
@@ -173,7 +175,7 @@ async fn hits_are_the_cost_and_the_descriptors_own_win() {
         let looked = rls.send(ask("shop", &[with(0, false)])).await.unwrap();
         looked.statuses[0].limit_remaining
     };
-    let of_request = RateLimitRequest { hits_addend: 2, ..ask("shop", &[plain.clone()]) };
+    let of_request = RateLimitRequest { hits_addend: 2, ..ask("shop", from_ref(&plain)) };
     assert_eq!(rls.codes(of_request.clone()).await.0, Code::Ok);
     assert_eq!(left(&mut rls).await, 3);
     let own = RateLimitRequest { descriptors: vec![with(3, false)], ..of_request };
@@ -219,12 +221,12 @@ async fn wrong_requests_are_refused_and_charge_nothing() {
         ..good.clone()
     };
     for (request, says) in [
-        (ask("", &[good.clone()]), "domain"),
+        (ask("", from_ref(&good)), "domain"),
         (ask("shop", &[]), "descriptors"),
         (ask("shop", &vec![good.clone(); 65]), "descriptors"),
         (ask("shop", &[good.clone(), descriptor(&[])]), "entry"),
         (ask("shop", &[good.clone(), own_limit]), "limits are those of the class"),
-        (ask("permits", &[good.clone()]), "Concurrency"),
+        (ask("permits", from_ref(&good)), "Concurrency"),
     ] {
         let refused = rls.send(request).await.unwrap_err();
         assert_eq!(refused.code(), Grpc::InvalidArgument, "{says}");
