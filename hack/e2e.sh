@@ -31,10 +31,10 @@ if [ -n "${KUBECONFIG:-}" ]; then
   run() { "$@"; }
 else
   export HOLDFAST_CLUSTER_DIR="${HOLDFAST_CLUSTER_DIR:-/tmp/holdfast-e2e}"
-  profile=${HOLDFAST_E2E_PROFILE:-release}
-  flags=(--locked -p holdfast-operator -p holdfast-sidecar -p holdfast-cli)
-  [ "$profile" = release ] && flags+=(--release)
-  cargo build "${flags[@]}"
+  profile=${HOLDFAST_E2E_PROFILE:-e2e}
+  # Cargo's name for the profile whose folder is called debug.
+  cargo build --locked --profile "${profile/#debug/dev}" \
+    -p holdfast-operator -p holdfast-sidecar -p holdfast-cli
   hack/images.sh "$work/images" "$profile"
   trap 'e2e/cluster/cluster.sh down; rm -rf "$work"' EXIT
   e2e/cluster/cluster.sh up

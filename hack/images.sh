@@ -4,7 +4,7 @@
 #   OUT/app       what a user's pod may have: a shell, curl, redis-server
 set -euo pipefail
 out=${1:?a directory}
-profile=${2:-release}
+profile=${2:-e2e}
 : "${HOLDFAST_CACHE:=$HOME/.cache/holdfast}"
 bin="${CARGO_TARGET_DIR:-$HOLDFAST_CACHE/target}/$profile"
 

@@ -99,8 +99,8 @@ pub struct Found<K> {
 pub struct Valid {
     /// The class as sidecars will know it.
     pub class: BundleClass,
-    /// The lock that its holds are of.
-    pub lock: LockConfig,
+    /// The lock that its holds are of, if it has any.
+    pub lock: Option<LockConfig>,
     /// Its namespace.
     pub namespace: String,
     /// Where it lives.
@@ -235,11 +235,8 @@ impl<K: Controlled> Found<K> {
             None => supports(K::KIND, substrate),
         };
         let guarantee = guarantee.map_err(|why| Verdict::new(READY, false, REASON_INVALID, why))?;
-        let Some(lock) = class.config.lock(substrate) else {
-            return refuse(REASON_INVALID, format!("a {} has nothing to hold", K::KIND));
-        };
         Ok(Valid {
-            lock,
+            lock: class.config.lock(substrate),
             class,
             namespace,
             substrate,

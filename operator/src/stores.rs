@@ -15,6 +15,7 @@ use holdfast_backend::{
 use holdfast_core::{
     Address, BackendError, ClassName, Key, Kind, SessionId,
     lock::{Consistency, Fairness, Keys, LockBackend, LockConfig, LockView},
+    ratelimit::Policy,
 };
 use kube::ResourceExt;
 use tokio::{
@@ -154,6 +155,21 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// How many keys of a rate limit are at a limit, among the first `at_most`.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn limited(
+        &self,
+        namespace: &str,
+        class: &ClassName,
+        policy: &Policy,
+        at_most: usize,
+    ) -> Result<u32, BackendError> {
+        let _turn = self.looks.acquire().await;
+        self.admin.limited(namespace, class, policy, at_most).await
     }
 
     /// Whether any key of a class is held: for how much longer at the least.

@@ -7,14 +7,13 @@
 //! - Of ConfigMaps only bundles are seen, of Leases, Roles and RoleBindings only ours. Secrets are
 //!   not watched at all.
 
-use std::{collections::BTreeSet, convert::Infallible, fmt::Debug, hash::Hash, sync::Arc};
+use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
 
-use futures::{Stream, StreamExt, channel::mpsc, future::BoxFuture};
+use futures::{StreamExt, future::BoxFuture};
 use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
-    compile::Class,
     names::{LABEL_CLASS, LABEL_KIND, LABEL_MANAGED},
-    v1alpha1::{Backend, LeaderElection, Lock},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit},
 };
 use holdfast_core::Kind;
 use k8s_openapi::api::{
@@ -22,14 +21,12 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Pod},
     rbac::v1::{Role, RoleBinding},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt,
-        controller::ReconcileRequest,
-        reflector::{self, ObjectRef, Store, store::Writer},
+        reflector::{self, store::Writer},
         watcher::{self, watcher},
     },
 };
@@ -40,168 +37,14 @@ use crate::{
     pipeline::Controlled,
 };
 
+pub use caches::Caches;
+pub use triggers::{Queues, Triggers, requests};
+
+mod caches;
+mod triggers;
+
 /// How many objects a list asks for at once.
 const PAGE: u32 = 500;
-
-/// The caches.
-#[derive(Clone)]
-pub struct Caches {
-    /// Every Lock.
-    pub locks: Store<Lock>,
-    /// Every LeaderElection.
-    pub elections: Store<LeaderElection>,
-    /// Every Backend.
-    pub backends: Store<Backend>,
-    /// Every namespace.
-    pub namespaces: Store<Namespace>,
-    /// Our Leases.
-    pub leases: Store<Lease>,
-    /// The bundles.
-    pub bundles: Store<ConfigMap>,
-    /// Our Roles.
-    pub roles: Store<Role>,
-    /// Our RoleBindings.
-    pub bindings: Store<RoleBinding>,
-}
-
-/// Where to say that something must be looked at. Saying it twice costs nothing.
-#[derive(Clone)]
-pub struct Triggers {
-    locks: mpsc::UnboundedSender<ObjectRef<Lock>>,
-    elections: mpsc::UnboundedSender<ObjectRef<LeaderElection>>,
-    backends: mpsc::UnboundedSender<ObjectRef<Backend>>,
-    namespaces: mpsc::UnboundedSender<ObjectRef<Namespace>>,
-}
-
-/// What must be looked at, for each controller.
-pub struct Queues {
-    /// Locks.
-    pub locks: mpsc::UnboundedReceiver<ObjectRef<Lock>>,
-    /// LeaderElections.
-    pub elections: mpsc::UnboundedReceiver<ObjectRef<LeaderElection>>,
-    /// Backends.
-    pub backends: mpsc::UnboundedReceiver<ObjectRef<Backend>>,
-    /// Namespaces.
-    pub namespaces: mpsc::UnboundedReceiver<ObjectRef<Namespace>>,
-}
-
-/// A queue in the form that kube's applier wants.
-pub fn requests<K>(
-    queue: mpsc::UnboundedReceiver<ObjectRef<K>>,
-) -> impl Stream<Item = Result<ReconcileRequest<K>, Infallible>>
-where
-    K: Resource<DynamicType = ()>,
-{
-    queue.map(|object| Ok(ReconcileRequest::from(object)))
-}
-
-impl Triggers {
-    /// The triggers and the queues behind them.
-    pub fn new() -> (Triggers, Queues) {
-        let (locks, locks_queue) = mpsc::unbounded();
-        let (elections, elections_queue) = mpsc::unbounded();
-        let (backends, backends_queue) = mpsc::unbounded();
-        let (namespaces, namespaces_queue) = mpsc::unbounded();
-        let queues = Queues {
-            locks: locks_queue,
-            elections: elections_queue,
-            backends: backends_queue,
-            namespaces: namespaces_queue,
-        };
-        (Triggers { locks, elections, backends, namespaces }, queues)
-    }
-
-    /// Look at a class. A closed queue means that this replica no longer leads.
-    pub fn class(&self, kind: Kind, namespace: &str, name: &str) {
-        match kind {
-            Kind::Lock => {
-                let _ = self.locks.unbounded_send(ObjectRef::new(name).within(namespace));
-            }
-            // Nothing of it is reconciled yet: it exists in `holdfast dev` only.
-            Kind::RateLimit => {}
-            Kind::LeaderElection => {
-                let _ = self.elections.unbounded_send(ObjectRef::new(name).within(namespace));
-            }
-        }
-    }
-
-    /// Look at a Backend.
-    pub fn backend(&self, name: &str) {
-        let _ = self.backends.unbounded_send(ObjectRef::new(name));
-    }
-
-    /// Look at a namespace: its bundle, Roles and users.
-    pub fn namespace(&self, name: &str) {
-        let _ = self.namespaces.unbounded_send(ObjectRef::new(name));
-    }
-}
-
-impl Caches {
-    /// Waits until every cache has all that there is.
-    pub async fn complete(&self) -> anyhow::Result<()> {
-        self.locks.wait_until_ready().await?;
-        self.elections.wait_until_ready().await?;
-        self.backends.wait_until_ready().await?;
-        self.namespaces.wait_until_ready().await?;
-        self.leases.wait_until_ready().await?;
-        self.bundles.wait_until_ready().await?;
-        self.roles.wait_until_ready().await?;
-        self.bindings.wait_until_ready().await?;
-        Ok(())
-    }
-
-    /// The classes for which this holds.
-    fn classes(&self, holds: impl Fn(&ObjectMeta, &str) -> bool) -> Vec<Class> {
-        let locks = self.locks.state_filter(|lock| holds(lock.meta(), &lock.spec.backend));
-        let of = |election: &LeaderElection| holds(election.meta(), &election.spec.backend);
-        let elections = self.elections.state_filter(of);
-        let locks = locks.iter().map(|lock| Class::Lock((**lock).clone()));
-        let elections = elections.iter().map(|one| Class::LeaderElection((**one).clone()));
-        locks.chain(elections).collect()
-    }
-
-    /// The classes of a namespace.
-    pub fn classes_in(&self, namespace: &str) -> Vec<Class> {
-        self.classes(|meta, _| meta.namespace.as_deref() == Some(namespace))
-    }
-
-    /// The classes on a backend.
-    pub fn classes_on(&self, backend: &str) -> Vec<Class> {
-        self.classes(|_, of| of == backend)
-    }
-
-    /// A namespace.
-    pub fn namespace(&self, name: &str) -> Option<Arc<Namespace>> {
-        self.namespaces.get(&ObjectRef::new(name))
-    }
-
-    /// A Backend.
-    pub fn backend(&self, name: &str) -> Option<Arc<Backend>> {
-        self.backends.get(&ObjectRef::new(name))
-    }
-
-    /// The ConfigMap with a namespace's bundle.
-    pub fn bundle(&self, namespace: &str) -> Option<Arc<ConfigMap>> {
-        self.bundles.get(&ObjectRef::new(BUNDLE_CONFIG_MAP).within(namespace))
-    }
-
-    /// The namespaces that have classes on a backend.
-    pub fn namespaces_on(&self, backend: &str) -> BTreeSet<String> {
-        self.classes_on(backend).iter().map(Class::namespace).collect()
-    }
-
-    /// Everything that there is, once.
-    pub fn trigger_all(&self, triggers: &Triggers) {
-        for class in self.classes(|_, _| true) {
-            triggers.class(class.kind(), &class.namespace(), &class.name());
-            triggers.namespace(&class.namespace());
-        }
-        self.backends.state().iter().for_each(|backend| triggers.backend(&backend.name_any()));
-        for bundle in self.bundles.state() {
-            triggers.namespace(&bundle.namespace().unwrap_or_default());
-        }
-    }
-}
 
 /// What a watch tells.
 enum Change<'a, K> {
@@ -222,14 +65,24 @@ pub fn start(
 ) -> (Caches, Vec<BoxFuture<'static, ()>>) {
     let (locks, locks_writer) = reflector::store();
     let (elections, elections_writer) = reflector::store();
+    let (rate_limits, rate_limits_writer) = reflector::store();
     let (backends, backends_writer) = reflector::store();
     let (namespaces, namespaces_writer) = reflector::store();
     let (leases, leases_writer) = reflector::store();
     let (bundles, bundles_writer) = reflector::store();
     let (roles, roles_writer) = reflector::store();
     let (bindings, bindings_writer) = reflector::store();
-    let caches =
-        Caches { locks, elections, backends, namespaces, leases, bundles, roles, bindings };
+    let caches = Caches {
+        locks,
+        elections,
+        rate_limits,
+        backends,
+        namespaces,
+        leases,
+        bundles,
+        roles,
+        bindings,
+    };
     let all = || watcher::Config::default().page_size(PAGE);
     let ours = || all().labels(&format!("{LABEL_MANAGED}=true"));
     let bundle = all().fields(&format!("metadata.name={BUNDLE_CONFIG_MAP}"));
@@ -238,6 +91,7 @@ pub fn start(
     let watches: Vec<BoxFuture<'static, ()>> = vec![
         follow(client, all(), locks_writer, on(&tell, Tell::class::<Lock>)),
         follow(client, all(), elections_writer, on(&tell, Tell::class::<LeaderElection>)),
+        follow(client, all(), rate_limits_writer, on(&tell, Tell::class::<RateLimit>)),
         follow(client, all(), backends_writer, on(&tell, Tell::backend)),
         follow(client, all(), namespaces_writer, on(&tell, Tell::namespace)),
         follow(client, ours(), leases_writer, move |change| t.lease(&s, &change)),

@@ -19,6 +19,7 @@ pub mod config;
 pub mod epoch;
 pub mod errors;
 pub mod keys;
+mod limited;
 mod lock;
 mod policy;
 mod pushes;

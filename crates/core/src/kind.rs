@@ -45,6 +45,14 @@ impl Kind {
         }
     }
 
+    /// Whether it grants holds, and so fences.
+    pub const fn has_holds(self) -> bool {
+        match self {
+            Kind::Lock | Kind::LeaderElection => true,
+            Kind::RateLimit => false,
+        }
+    }
+
     /// The segment in the sidecar's routes: `/v1/locks`, `/v1/elections`.
     pub const fn route(self) -> &'static str {
         match self {

@@ -11,5 +11,6 @@ mod admission;
 mod election;
 mod failure;
 mod lock;
+mod ratelimit;
 mod readme;
 mod security;

@@ -173,7 +173,8 @@ impl<K: Controlled> End<'_, K> {
         let Ok(class) = ClassName::new(&self.name) else { return Ok(Progress::Done) };
         let store = ctx.stores.get(backend).map_err(failed)?;
         // Holds run out by themselves; renewals end with the class in the bundle, or here.
-        if !let_go && self.waited < self.object.class().ttl() + MARGIN {
+        let has_holds = K::KIND.has_holds();
+        if has_holds && !let_go && self.waited < self.object.class().ttl() + MARGIN {
             let held = store.held(K::KIND, &self.namespace, &class).await.map_err(failed)?;
             if let Some(left) = held {
                 let until = (self.object.class().ttl() + MARGIN).saturating_sub(self.waited);
@@ -184,7 +185,9 @@ impl<K: Controlled> End<'_, K> {
         // Before the first key is deleted: a crash in the middle forgets what has been read.
         // Sequences follow the store's clock in milliseconds.
         let now = jiff::Timestamp::now().as_millisecond().max(0) as u64;
-        ctx.floors.raise(&key, now).await?;
+        if has_holds {
+            ctx.floors.raise(&key, now).await?;
+        }
         let top =
             store.admin.purge_class(&self.namespace, K::KIND, &class).await.map_err(failed)?;
         if top > now {

@@ -39,10 +39,12 @@ pub async fn by_annotation<K: Controlled>(
     valid: &Valid,
 ) -> Result<(), Error> {
     let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else { return Ok(()) };
-    let config = &valid.lock;
     let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT_FOR: null });
-    let key = match parse(asked, config) {
-        Ok(key) => key,
+    let holds = valid.lock.as_ref().ok_or_else(|| {
+        format!("{ANNOTATION_FORCE_RELEASE}: a {} has no holds to release", K::KIND)
+    });
+    let (config, key) = match holds.and_then(|config| Ok((config, parse(asked, config)?))) {
+        Ok(found) => found,
         Err(why) => {
             apply::annotate(ctx, object, done).await?;
             ctx.tell(object, EventType::Warning, "ForceReleaseRefused", why, None).await;

@@ -52,7 +52,12 @@ pub fn ready(valid: &Valid, applied: &Applied) -> Verdict {
         return no(REASON_PENDING, message);
     }
     let message = match in_doubt {
-        Some(doubt) => format!("{kind} \"{name}\" can be used, but its holds may overlap: {doubt}"),
+        Some(doubt) if valid.lock.is_some() => {
+            format!("{kind} \"{name}\" can be used, but its holds may overlap: {doubt}")
+        }
+        Some(doubt) => {
+            format!("{kind} \"{name}\" can be used, but what was spent may be forgotten: {doubt}")
+        }
         None => format!("{kind} \"{name}\" can be used"),
     };
     verdict(true, REASON_RECONCILED, message)
@@ -76,6 +81,7 @@ fn store(backend: &Backend) -> Result<Option<String>, Verdict> {
     }
 }
 
+/// What holds nothing loses counts at worst, and goes on.
 fn consistency(valid: &Valid) -> Consistency {
-    valid.lock.consistency
+    valid.lock.as_ref().map_or(Consistency::BestEffort, |lock| lock.consistency)
 }

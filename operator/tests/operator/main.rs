@@ -10,6 +10,7 @@ mod crashes;
 mod elections;
 mod endings;
 mod fixture;
+mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
 mod schema;

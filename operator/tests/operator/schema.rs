@@ -114,6 +114,87 @@ async fn every_rule_of_a_leader_election_admits_and_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_rule_of_a_rate_limit_admits_and_refuses() {
+    let bed = Bed::shared().await;
+    let apply = |name: &str, spec: &str| {
+        bed.kubectl(&["apply", "-f", "-"], &object("RateLimit", name, spec))
+    };
+    // Of one limit, or of all that follows the backend.
+    let one = |limit: &str| format!("{{backend: r, limits: [{{name: a, {limit}}}]}}");
+    let table = [
+        (one("limit: 1, windowSeconds: 1"), one("limit: 0, windowSeconds: 1"), "greater than or"),
+        (
+            one("limit: 1, windowSeconds: 2678400"),
+            one("limit: 1, windowSeconds: 2678401"),
+            "should be less than or equal to 2678400",
+        ),
+        (
+            one("limit: 1, windowSeconds: 1, burst: 100"),
+            one("limit: 1, windowSeconds: 1, burst: 101"),
+            "at most 100 times the limit",
+        ),
+        (
+            one("limit: 5, windowSeconds: 1, algorithm: TokenBucket, burst: 5"),
+            one("limit: 5, windowSeconds: 1, algorithm: FixedWindow, burst: 5"),
+            "burst goes with TokenBucket only",
+        ),
+        (
+            one("limit: 1000, windowSeconds: 1, algorithm: Concurrency"),
+            one("limit: 1001, windowSeconds: 1, algorithm: Concurrency"),
+            "at most 1000",
+        ),
+        (
+            one("limit: 1, windowSeconds: 1, algorithm: SlidingWindow"),
+            one("limit: 1, windowSeconds: 1, algorithm: LeakyBucket"),
+            "Unsupported value",
+        ),
+        (
+            "{backend: r, limits: [{name: a, limit: 1, windowSeconds: 1}, \
+              {name: b, limit: 1, windowSeconds: 1}]}"
+                .into(),
+            "{backend: r, limits: [{name: a, limit: 1, windowSeconds: 1}, \
+              {name: a, limit: 1, windowSeconds: 1}]}"
+                .into(),
+            "Duplicate value",
+        ),
+        (
+            one("limit: 1, windowSeconds: 1"),
+            "{backend: r, limits: []}".into(),
+            "should have at least 1 items",
+        ),
+        (
+            one("limit: 1, windowSeconds: 1"),
+            one("limit: 1, windowSeconds: 1").replace("name: a", "name: A"),
+            "should match",
+        ),
+        (
+            one("limit: 1, windowSeconds: 1").replace("backend: r", "backend: r, shadow: true"),
+            one("limit: 1, windowSeconds: 1").replace("backend: r", "backend: lease"),
+            "a rate limit cannot live on Leases",
+        ),
+        (
+            one("limit: 1, windowSeconds: 1")
+                .replace("backend: r", "backend: r, onBackendFailure: Open"),
+            one("limit: 1, windowSeconds: 1").replace("backend: r", "backend: memory"),
+            "exists in `holdfast dev` only",
+        ),
+    ];
+    for (i, (good, bad, why)) in table.iter().enumerate() {
+        let name = format!("rule-{i}");
+        let refusal = apply(&name, bad).expect_err(bad);
+        assert!(refusal.contains(why), "{bad}: {refusal}");
+        apply(&name, good).unwrap();
+    }
+    let good = one("limit: 1, windowSeconds: 1");
+    let refusal = apply(&"r".repeat(53), &good).expect_err("a long name");
+    assert!(refusal.contains("at most 52 characters"), "{refusal}");
+    let refusal = apply("rule-0", &good.replace("backend: r", "backend: r2")).expect_err("moved");
+    assert!(refusal.contains("backend cannot be changed"), "{refusal}");
+    let explained = bed.kubectl_cluster(&["explain", "ratelimit.spec.limits.burst"], "").unwrap();
+    assert!(explained.contains("How much at once"), "{explained}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_rule_of_a_backend_admits_and_refuses() {
     let bed = Bed::shared().await;
     let apply = |name: &str, spec: &str| {

@@ -15,7 +15,8 @@ use holdfast_core::{Address, ClassName, HoldId, Key, Kind, SessionId};
 
 /// The record of a lock: who holds it, and its fence.
 pub const RECORD: &str = ":l";
-const RATE: &str = ":r";
+/// The record of a rate limit.
+pub const RATE: &str = ":r";
 const QUEUE: &str = ":q";
 const WAITERS: &str = ":w";
 const TOMB: &str = ":x:";

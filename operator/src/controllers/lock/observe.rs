@@ -46,10 +46,10 @@ pub(in crate::controllers) async fn store(
 ) -> Observed {
     let asked = Instant::now();
     let look = async {
-        let backend = valid.backend.as_ref()?;
+        let (backend, lock) = (valid.backend.as_ref()?, valid.lock.as_ref()?);
         let kind = valid.class.config.kind();
         let store = ctx.stores.get(backend).ok()?;
-        let looked = store.look(kind, &valid.namespace, &valid.class.name, &valid.lock).await;
+        let looked = store.look(kind, &valid.namespace, &valid.class.name, lock).await;
         looked.inspect_err(|error| tracing::debug!(%error, "cannot look at a lock")).ok()
     };
     let found = timeout(WITHIN, look).await.ok().flatten();
