@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated")]
 
+pub use prost;
 pub use prost_types;
 pub use tonic;
 
