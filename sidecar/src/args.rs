@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use holdfast_runtime::args::{AdminArgs, LogArgs};
 
-use crate::serve::Listen;
+use crate::{compat::Compat, serve::Listen};
 
 /// Serves the classes of this pod's namespace on localhost.
 #[derive(Clone, Debug, Parser)]
@@ -33,6 +33,13 @@ pub struct Args {
     /// kept there. Nobody else may read it.
     #[arg(long, env = "HOLDFAST_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Other projects' APIs to serve as well, separated by commas: dapr, elector, rls; each at its
+    /// usual port on 127.0.0.1, or at =ADDRESS.
+    #[arg(long, env = "HOLDFAST_COMPAT", default_value = "", hide_default_value = true)]
+    pub compat: Compat,
+    /// Serve rate limits to other pods, and no app of this one: rls may listen on any address.
+    #[arg(long, env = "HOLDFAST_GATEWAY")]
+    pub gateway: bool,
     /// The admin server.
     #[command(flatten)]
     pub admin: AdminArgs,

@@ -111,6 +111,13 @@ impl Elections {
         }
     }
 
+    /// The elections that the pod stands in.
+    pub fn names(&self) -> Vec<ClassName> {
+        let mut names: Vec<ClassName> = self.all().keys().cloned().collect();
+        names.sort();
+        names
+    }
+
     /// Ends a candidacy. Its term, if it has one, must have been released before.
     pub fn withdraw(&self, name: &ClassName) {
         if let Some(there) = self.all().remove(name) {

@@ -7,6 +7,7 @@
 
 pub mod args;
 pub mod authz;
+pub mod compat;
 pub mod config;
 pub mod connect;
 pub mod elections;
@@ -22,6 +23,7 @@ pub mod serve;
 pub mod service;
 pub mod snapshot;
 
+pub use compat::Compat;
 pub use run::{Local, Serving};
 pub use serve::{Listen, Listener};
 pub use service::{Identity, Sidecar};

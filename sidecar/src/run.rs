@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     args::Args,
+    compat::Compat,
     config::Bundles,
     connect::Backends,
     holds::{Holds, journal::Journal},
@@ -47,7 +48,7 @@ pub struct Serving {
     pub registry: Registry,
     /// Where it listens.
     pub listens: Vec<Listen>,
-    servers: Vec<AbortOnDropHandle<anyhow::Result<()>>>,
+    pub(crate) servers: Vec<AbortOnDropHandle<anyhow::Result<()>>>,
     keeper: AbortOnDropHandle<()>,
     stop: CancellationToken,
 }
@@ -186,6 +187,7 @@ impl Local {
 /// # Errors
 /// When it cannot start, or a part of it that it cannot do without has ended.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    args.compat.check(args.gateway).map_err(anyhow::Error::msg)?;
     let signalled = shutdown::on_signal()?;
     let config = kube::Config::infer().await.context("there is no API server to reach")?;
     let journal = args.state_dir.as_ref().map(|dir| Journal::new(dir.join("holds.json")));
@@ -195,10 +197,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         holder: Holder::new(&args.pod).context("--pod")?,
         session: earlier.as_ref().map_or_else(SessionId::random, |e| e.session.clone()),
         service_account: args.service_account.clone(),
-        in_pod: true,
+        in_pod: !args.gateway,
     };
     let (namespace, session) = (identity.namespace.clone(), identity.session.clone());
     let mut serving = Serving::start(identity, &args.listen, false).await?;
+    let compat = serving.compat(&args.compat).await?;
+    if compat != Compat::default() {
+        tracing::info!(?compat, "serves other projects' APIs");
+    }
     let readiness = Readiness::default();
     let leases = LeaseClient::new(&config)?;
     let clock = Arc::new(SystemClock);
@@ -221,7 +227,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let pod = OwnPod::new(client.clone(), &args.namespace, &args.pod);
     let stop = CancellationToken::new();
     tokio::spawn(bundles.watch(client, stop.clone()));
-    tokio::spawn(pod.clone().watch(serving.sidecar.clone(), stop.clone()));
+    if !args.gateway {
+        tokio::spawn(pod.clone().watch(serving.sidecar.clone(), stop.clone()));
+    }
     if let Some(journal) = &journal {
         tokio::spawn(journal.clone().keep(serving.sidecar.clone(), stop.clone()));
     }
@@ -230,9 +238,10 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         error = serving.failed() => Some(error),
     };
     serving.sidecar.closing.cancel();
+    // A gateway has no app to wait for.
     let app_has_ended = failed.is_none()
         && serving.sidecar.holds.count() > 0
-        && pod.app_has_ended(LOOK_WITHIN).await;
+        && (args.gateway || pod.app_has_ended(LOOK_WITHIN).await);
     if let (Some(journal), false) = (&journal, app_has_ended) {
         journal.note(&serving.sidecar);
     }

@@ -1,4 +1,4 @@
-{{/* Names are fixed: there is one Holdfast per cluster, and Helm refuses a second release. */}}
+{{/* Names are fixed: there is one Holdfast per cluster, and one gateway per namespace; Helm refuses others. */}}
 {{- define "holdfast.labels" -}}
 app.kubernetes.io/name: holdfast
 app.kubernetes.io/instance: {{ .Release.Name }}
@@ -9,6 +9,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "holdfast.selector" -}}
 app.kubernetes.io/name: holdfast
 app.kubernetes.io/component: operator
+{{- end }}
+
+{{- define "holdfast.gatewaySelector" -}}
+app.kubernetes.io/name: holdfast
+app.kubernetes.io/component: gateway
 {{- end }}
 
 {{- define "holdfast.image" -}}

@@ -4,6 +4,7 @@
 //! [`compile`] → [`bundle`]. No clients here; both the operator and `holdfast dev` go this way.
 
 pub mod bundle;
+pub mod compat;
 pub mod compile;
 pub mod conditions;
 pub mod crd;

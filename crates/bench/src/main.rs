@@ -14,6 +14,7 @@ mod handover;
 mod idle;
 mod load;
 mod process;
+mod rls;
 mod script;
 mod throughput;
 
@@ -49,6 +50,7 @@ enum Part {
     Size,
     Idle,
     Throughput,
+    Rls,
     Handover,
     Crowd,
     Holds,
@@ -62,6 +64,9 @@ enum Floor {
     /// Runs one script per request. For the bench itself.
     #[command(hide = true)]
     F1 { port: u16, redis: String },
+    /// Serves a constant over gRPC. For the bench itself.
+    #[command(hide = true)]
+    F0Grpc { port: u16 },
 }
 
 /// What every measurement needs.
@@ -76,6 +81,7 @@ async fn main() -> anyhow::Result<()> {
     match args.floor {
         Some(Floor::F0 { port }) => return floors::constant(port).await,
         Some(Floor::F1 { port, redis }) => return floors::scripted(port, &redis).await,
+        Some(Floor::F0Grpc { port }) => return rls::constant(port).await,
         None => {}
     }
     let bench = Bench { bin: args.bin, quick: args.quick };
@@ -88,6 +94,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Size => idle::binaries(&bench)?,
             Part::Idle => idle::idle(&bench).await?,
             Part::Throughput => throughput::measure(&bench).await?,
+            Part::Rls => rls::measure(&bench).await?,
             Part::Handover => handover::measure(&bench).await?,
             Part::Crowd => handover::crowd(&bench).await?,
             Part::Holds => idle::many_holds(&bench).await?,

@@ -8,6 +8,7 @@
 )]
 
 mod admission;
+mod compat;
 mod election;
 mod failure;
 mod lock;

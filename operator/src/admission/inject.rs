@@ -12,7 +12,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use holdfast_api::names::ANNOTATION_PRIORITY;
+use holdfast_api::{compat::Compat, names::ANNOTATION_PRIORITY};
 use holdfast_core::ClassName;
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, VolumeMount};
@@ -34,6 +34,8 @@ pub const INJECTED_LABEL: &str = "holdfast.dev/injected";
 pub const SKIPPED_ANNOTATION: &str = "holdfast.dev/injection-skipped";
 /// `"true"` mounts the sidecar's Unix socket into the containers of the pod.
 pub const SOCKET_ANNOTATION: &str = "holdfast.dev/socket";
+/// The other projects' APIs that the pod's sidecar is to serve as well.
+pub const COMPAT_ANNOTATION: &str = "holdfast.dev/compat";
 /// The name of the injected container.
 pub const SIDECAR: &str = "holdfast";
 /// Where apps find the sidecar.
@@ -162,6 +164,10 @@ pub fn decide(
         return Decision::Deny(format!(
             "the annotation \"{ANNOTATION_PRIORITY}\" is a whole number, not \"{priority}\""
         ));
+    }
+    let compat = annotation(pod, COMPAT_ANNOTATION).unwrap_or_default();
+    if let Err(why) = compat.parse().and_then(|compat: Compat| compat.check(false)) {
+        return Decision::Deny(format!("the annotation \"{COMPAT_ANNOTATION}\": {why}"));
     }
     match pod.spec.as_ref() {
         Some(spec) if spec.containers.iter().any(|c| c.name == SIDECAR) => Decision::Deny(format!(

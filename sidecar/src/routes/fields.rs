@@ -75,7 +75,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-async fn whole(body: Body) -> Result<Bytes, Failure> {
+/// A body, if it is not too long and comes in time.
+pub(crate) async fn whole(body: Body) -> Result<Bytes, Failure> {
     // Most requests have none: no timer for them.
     if body.is_end_stream() {
         return Ok(Bytes::new());

@@ -6,13 +6,17 @@
 #[path = "../../../crates/backend/tests/support/apiserver.rs"]
 mod apiserver;
 mod client;
+mod dapr;
 mod elections;
+mod elector;
 mod events;
+mod gateway;
 mod lifecycle;
 mod limits;
 mod locks;
 mod openapi;
 mod ratelimits;
+mod rls;
 mod scale;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]

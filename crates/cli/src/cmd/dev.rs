@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use holdfast_api::bundle::{Bundle, BundleClass, ClassConfig, MEMORY_BACKEND};
 use holdfast_core::{Holder, Kind, Substrate, lock::Keys};
 use holdfast_runtime::{Readiness, shutdown};
-use holdfast_sidecar::{Listen, Local};
+use holdfast_sidecar::{Compat, Listen, Local};
 
 use crate::files::Declared;
 
@@ -30,6 +30,10 @@ pub struct Args {
     /// The address of /metrics, /livez and /readyz.
     #[arg(long, env = "HOLDFAST_ADMIN", default_value = "127.0.0.1:4141")]
     admin: SocketAddr,
+    /// Other projects' APIs to serve as well: dapr, elector, rls; each at its usual port on 127.0.0.1,
+    /// or at =ADDRESS.
+    #[arg(long, env = "HOLDFAST_COMPAT", default_value = "", hide_default_value = true)]
+    compat: Compat,
     /// The namespace to pretend to be in.
     #[arg(long, default_value = "default")]
     namespace: String,
@@ -40,6 +44,7 @@ pub struct Args {
 
 /// Serves until it is told to stop.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    args.compat.check(false).map_err(anyhow::Error::msg)?;
     let stop = shutdown::on_signal()?;
     let bundle = compile(&args)?;
     let local = Local {
@@ -55,6 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     {
         bail!("the Redis does not answer; is it running, and is --redis right?");
     }
+    serving.compat(&args.compat).await?;
     let admin = serving.admin(args.admin, Readiness::default()).await?;
     // Who reads the greeting may be gone after its first line; the server goes on.
     let _ = writeln!(std::io::stdout(), "{}", greeting(&bundle, &serving.listens, admin));

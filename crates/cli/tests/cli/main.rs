@@ -9,6 +9,7 @@
 
 mod dev;
 mod lint;
+mod peers;
 mod run;
 #[allow(dead_code, reason = "other suites restart it")]
 #[path = "../../../backend/tests/support/redis.rs"]

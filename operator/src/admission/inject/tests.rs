@@ -173,6 +173,16 @@ fn pod_that_asks_in_a_way_that_cannot_work_is_refused() {
     assert!(matches!(priority("-5"), Decision::Inject { .. }));
     let Decision::Deny(reason) = priority("high") else { panic!() };
     assert!(reason.contains("a whole number, not \"high\""), "{reason}");
+    let compat = |words: &str| {
+        let mut pod = mk_pod(PLAIN);
+        pod.metadata.annotations = Some([(COMPAT_ANNOTATION.to_owned(), words.to_owned())].into());
+        decide_in_shop(&pod)
+    };
+    assert!(matches!(compat("dapr,rls=8082"), Decision::Inject { .. }));
+    for (words, says) in [("darp", "none of dapr"), ("rls=0.0.0.0:8081", "loopback")] {
+        let Decision::Deny(reason) = compat(words) else { panic!() };
+        assert!(reason.contains(COMPAT_ANNOTATION) && reason.contains(says), "{reason}");
+    }
     let mut pod = mk_pod(PLAIN);
     pod.spec.as_mut().unwrap().containers[0].name = SIDECAR.into();
     let Decision::Deny(reason) = decide_in_shop(&pod) else { panic!() };
