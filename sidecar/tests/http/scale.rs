@@ -1,12 +1,13 @@
-//! What a hundred idle pods cost a real API server: a watch each, and nothing else.
+//! What pods cost a real API server: a hundred idle ones a watch each, candidates one writer.
 
 use std::{sync::Arc, time::Duration};
 
 use holdfast_api::bundle::{BUNDLE_CONFIG_MAP, BUNDLE_KEY};
-use holdfast_core::{SessionId, SystemClock};
+use holdfast_backend::lease::{LeaseClient, names};
+use holdfast_core::{ClassName, Key, Kind, SessionId, Substrate, SystemClock};
 use holdfast_runtime::Readiness;
 use holdfast_sidecar::{Serving, config::Bundles, connect::Backends, snapshot::Connect};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     apiserver::ApiServer,
-    client::{CLASSES, mk_bundle},
+    client::{CLASSES, mk_bundle, mk_bundle_on},
     lifecycle::mk_identity,
 };
 
@@ -90,4 +91,50 @@ async fn an_idle_pod_costs_one_watch_and_no_request() {
     all_have(&next.hash).await;
     assert_eq!(requests() - quiet, 1, "the write itself");
     stop.cancel();
+}
+
+const LEASE: &str = "holdfast-leaderelection-quiet";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
+    let server = ApiServer::shared();
+    let config = server.config("admin", server.port()).await;
+    let election = "{apiVersion: holdfast.dev/v1alpha1, kind: LeaderElection, \
+                    metadata: {name: quiet}, spec: {}}";
+    let bundle = mk_bundle_on("lease", Substrate::Lease, election);
+    let class = ClassName::new("quiet").unwrap();
+    let lease = names::unheld("default", Kind::LeaderElection, &class, &Key::default_key());
+    let leases: Api<Lease> = Api::namespaced(Client::try_from(config.clone()).unwrap(), "default");
+    leases.create(&PostParams::default(), &lease).await.unwrap();
+
+    let mut pods = Vec::new();
+    for _ in 0..3 {
+        let identity = mk_identity(SessionId::random());
+        let session = identity.session.clone();
+        let serving = Serving::start(identity, &[], false).await.unwrap();
+        let (hub, clock) = (serving.hub.clone(), Arc::new(SystemClock));
+        let client = Some(LeaseClient::new(&config).unwrap());
+        let backends = Backends::new("default".into(), session, hub, clock, client, None);
+        let connect: Arc<dyn Connect> = Arc::new(backends);
+        Bundles::new(serving.sidecar.clone(), connect, Readiness::default(), None).apply(&bundle);
+        serving.sidecar.elections.campaign(&serving.sidecar, &class);
+        pods.push(serving);
+    }
+    let leaders = || pods.iter().filter(|pod| pod.sidecar.leading("quiet").is_ok()).count();
+    for _ in 0..200 {
+        if leaders() == 1 {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(leaders(), 1);
+    // What settles after the race for the first term is not what an hour costs.
+    sleep(Duration::from_secs(2)).await;
+    let before = server.requests(LEASE).len();
+    sleep(Duration::from_secs(32)).await;
+    let asked = server.requests(LEASE).split_off(before);
+    assert!(asked.iter().all(|request| request == "patch 200"), "only renewals: {asked:?}");
+    // A third of 15 s apart, give or take: 12 a minute; client-go's defaults make 68.
+    assert!((5..=8).contains(&asked.len()), "{asked:?}");
+    assert_eq!(leaders(), 1);
 }
