@@ -42,7 +42,7 @@ if [ "$part" = lint ]; then check "packages" hack/packages.sh build; else check 
 
 tools() {
   local wanted=(cargo-deny)
-  [ "$part" = lint ] || wanted+=(cluster-box helm envoy dapr-python dapr-js)
+  [ "$part" = lint ] || wanted+=(cluster-box helm valkey envoy dapr-python dapr-js)
   local tool
   for tool in "${wanted[@]}"; do hack/tools.sh "$tool" || return; done
 }

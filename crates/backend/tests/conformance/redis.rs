@@ -1,4 +1,4 @@
-//! The suite on a real redis-server.
+//! The suite on a real redis-server, and on a real Valkey.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,10 @@ pub struct RedisWorld {
 
 impl RedisWorld {
     pub async fn start() -> Self {
-        let server = RedisServer::start(&[]);
+        Self::on(RedisServer::start(&[])).await
+    }
+
+    async fn on(server: RedisServer) -> Self {
         let config = RedisConfig::new(&server.address()).unwrap();
         let admin = RedisAdmin::connect(&config).unwrap();
         admin.load_library().await.unwrap();
@@ -61,6 +64,21 @@ impl World for RedisWorld {
 everywhere!(
     locks,
     crate::redis::RedisWorld,
+    [waiters_are_served_first_come_first_served, a_dead_waiter_costs_its_heartbeat_not_a_hold]
+);
+
+/// The same, where the store is Valkey.
+pub struct Valkey;
+
+impl Valkey {
+    pub async fn start() -> RedisWorld {
+        RedisWorld::on(RedisServer::valkey(&[])).await
+    }
+}
+
+everywhere!(
+    locks_on_valkey,
+    crate::redis::Valkey,
     [waiters_are_served_first_come_first_served, a_dead_waiter_costs_its_heartbeat_not_a_hold]
 );
 

@@ -33,7 +33,11 @@ pub struct Session {
 
 impl Store {
     pub async fn start(args: &[&str]) -> Self {
-        let server = RedisServer::start(args);
+        Self::on(RedisServer::start(args)).await
+    }
+
+    /// A store that runs already.
+    pub async fn on(server: RedisServer) -> Self {
         let admin = RedisAdmin::connect(&mk_redis(&server)).unwrap();
         admin.load_library().await.unwrap();
         let store = Store { server, admin, epoch: watch::channel(None).0 };

@@ -22,7 +22,11 @@ use crate::{
 const PASSWORD: &str = "pass-1";
 
 async fn with_tenant(args: &[&str]) -> Store {
-    let store = Store::start(args).await;
+    with_tenant_on(RedisServer::start(args)).await
+}
+
+async fn with_tenant_on(server: RedisServer) -> Store {
+    let store = Store::on(server).await;
     store.admin.ensure_user(NAMESPACE, "tenant", &[PASSWORD.into()]).await.unwrap();
     store
 }
@@ -64,6 +68,18 @@ async fn works(store: &Store) {
 #[tokio::test]
 async fn a_tenant_has_all_that_its_sidecars_need() {
     works(&with_tenant(&[]).await).await;
+}
+
+#[tokio::test]
+async fn a_tenant_of_valkey_has_all_that_its_sidecars_need_and_no_more() {
+    let store = with_tenant_on(RedisServer::valkey(&[])).await;
+    assert!(store.admin.probe().await.unwrap().valkey);
+    works(&store).await;
+    for words in [&["FLUSHALL"][..], &["GET", "hf:other:x"], &["EVAL", "return 1", "0"]] {
+        let refused = command_as::<redis::Value>(&url(&store.server), words).await;
+        let refused = refused.expect_err(words[0]).to_string();
+        assert!(refused.to_lowercase().contains("perm"), "{words:?}: {refused}");
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,10 @@
-//! A real redis-server on a free port, in a directory of its own; both end with the value.
+//! A real redis-server, or a real Valkey, on a free port, in a directory of its own; both end with the
+//! value.
 
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -14,15 +16,32 @@ pub struct RedisServer {
     port: u16,
     dir: TempDir,
     args: Vec<String>,
+    program: PathBuf,
     child: Option<Child>,
 }
 
 impl RedisServer {
     /// Starts one with more arguments, such as `["--appendonly", "yes"]`.
     pub fn start(args: &[&str]) -> Self {
+        Self::run_program("redis-server".into(), args)
+    }
+
+    /// As [`RedisServer::start`], the newest Valkey.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn valkey(args: &[&str]) -> Self {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let tools =
+            here.ancestors().map(|dir| dir.join("hack/tools.sh")).find(|path| path.exists());
+        let output = Command::new(tools.expect("a checkout")).arg("valkey").output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "hack/tools.sh valkey failed: {errors}");
+        Self::run_program(String::from_utf8(output.stdout).unwrap().trim().into(), args)
+    }
+
+    fn run_program(program: PathBuf, args: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("holdfast-redis").tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut server = RedisServer { port: 0, dir, args, child: None };
+        let mut server = RedisServer { port: 0, dir, args, program, child: None };
         // Another process may take the port between our look and the server's bind: try again.
         for _ in 0..5 {
             server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -30,7 +49,7 @@ impl RedisServer {
                 return server;
             }
         }
-        panic!("redis-server does not start in {}", server.dir.path().display());
+        panic!("{} does not start in {}", server.program.display(), server.dir.path().display());
     }
 
     /// `host:port`.
@@ -95,7 +114,7 @@ impl RedisServer {
 
     /// Whether it came up.
     fn run(&mut self) -> bool {
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(&self.program);
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
         command.args(&self.args).arg("--dir").arg(self.dir.path());
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
