@@ -45,6 +45,7 @@ else
 fi
 
 "$HELM" lint --strict charts/holdfast
+"$HELM" lint --strict charts/holdfast --set mode=gateway
 failed=0
 for test in $tests; do
   # The scenes of `cluster` do not disturb one another; other tests take the operator away.

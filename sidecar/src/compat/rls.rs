@@ -6,11 +6,10 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use holdfast_core::ratelimit::Outcome;
 use holdfast_peers::{
     rls::{
-        HeaderValue, RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
-        rate_limit_response::{Code as Verdict, DescriptorStatus},
+        RateLimitDescriptor, RateLimitRequest, RateLimitResponse,
+        rate_limit_response::DescriptorStatus,
         rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
     },
     tonic::{self, Request, Response, Status},
@@ -19,14 +18,12 @@ use holdfast_wire::{CheckRequest, Code, PeekQuery, RefundRequest};
 use prometheus::{IntCounterVec, Opts, Registry};
 
 use super::grpc;
-use crate::{
-    error::Failure,
-    service::{Checked, Sidecar},
-    snapshot::RateLimitClass,
-};
+use crate::{error::Failure, service::Sidecar, snapshot::RateLimitClass};
 
 mod answers;
 mod names;
+
+pub use answers::Shown;
 
 /// Descriptors of one request; Envoy has a few.
 const MAX_DESCRIPTORS: usize = 64;
@@ -64,8 +61,16 @@ enum Ask {
 /// What came of one descriptor.
 struct Answer {
     status: DescriptorStatus,
-    /// After how many seconds the same would pass, when it does not now.
-    retry_seconds: Option<u64>,
+    retry: Option<Retry>,
+}
+
+/// When something that does not pass now may. The later of two is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Retry {
+    /// After so many seconds.
+    After(u64),
+    /// It never will.
+    Never,
 }
 
 #[tonic::async_trait]
@@ -85,43 +90,55 @@ impl RateLimitService for RateLimits {
     }
 }
 
+/// One descriptor, read.
+struct Plan<'a> {
+    /// `None` when there is no class for it, and so no limit.
+    class: Option<Arc<RateLimitClass>>,
+    ask: Ask,
+    descriptor: &'a RateLimitDescriptor,
+}
+
 impl RateLimits {
     async fn decide(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Failure> {
-        let count = request.descriptors.len();
-        if request.domain.is_empty() || count == 0 || count > MAX_DESCRIPTORS {
-            let why = format!("a request has a domain and 1 to {MAX_DESCRIPTORS} descriptors");
-            return Err(Failure::new(Code::InvalidField, why));
+        if request.domain.is_empty() {
+            return Err(Failure::new(Code::InvalidField, "a request has a domain"));
         }
-        // Nothing is charged of a request that is wrong somewhere.
-        let mut plans = Vec::with_capacity(count);
-        for descriptor in &request.descriptors {
-            let ask = read_ask(descriptor, request.hits_addend)?;
-            plans.push((self.class_of(&request.domain, descriptor)?, ask, descriptor));
-        }
-        let answers = match &plans[..] {
-            [(class, ask, descriptor)] => vec![self.ask(class.as_ref(), *ask, descriptor).await],
-            many => {
-                let asked = many
-                    .iter()
-                    .map(|(class, ask, descriptor)| self.ask(class.as_ref(), *ask, descriptor));
-                join_all(asked).await
+        let (mut statuses, mut retry) = (Vec::new(), None);
+        match &request.descriptors[..] {
+            // Most requests, and the cheapest way.
+            [descriptor] => {
+                let answer = self.ask(self.plan(request, descriptor)?).await?;
+                retry = answer.retry;
+                statuses.push(answer.status);
             }
-        };
-        let answers: Vec<Answer> = answers.into_iter().collect::<Result<_, Failure>>()?;
-        let is_over = |answer: &&Answer| answer.status.code == Verdict::OverLimit as i32;
-        let over = answers.iter().any(|answer| is_over(&answer));
-        // The last of the limits to let it pass; without one, it never will.
-        let retry = answers.iter().filter(is_over).map(|a| a.retry_seconds).max().flatten();
-        let header =
-            |seconds: u64| HeaderValue { key: "retry-after".into(), value: seconds.to_string() };
-        Ok(RateLimitResponse {
-            overall_code: if over { Verdict::OverLimit } else { Verdict::Ok }.into(),
-            statuses: answers.into_iter().map(|answer| answer.status).collect(),
-            response_headers_to_add: retry.map(header).into_iter().collect(),
-        })
+            many if (1..=MAX_DESCRIPTORS).contains(&many.len()) => {
+                let plans = many.iter().map(|descriptor| self.plan(request, descriptor));
+                // Nothing is charged of a request that is wrong somewhere.
+                let plans: Vec<Plan<'_>> = plans.collect::<Result<_, Failure>>()?;
+                for answer in join_all(plans.into_iter().map(|plan| self.ask(plan))).await {
+                    let answer = answer?;
+                    retry = retry.max(answer.retry);
+                    statuses.push(answer.status);
+                }
+            }
+            _ => {
+                let why = format!("a request has 1 to {MAX_DESCRIPTORS} descriptors");
+                return Err(Failure::new(Code::InvalidField, why));
+            }
+        }
+        Ok(answers::mk_response(statuses, retry))
     }
 
-    /// The class of a descriptor; `None` when there is none for it, and so no limit.
+    fn plan<'a>(
+        &self,
+        request: &RateLimitRequest,
+        descriptor: &'a RateLimitDescriptor,
+    ) -> Result<Plan<'a>, Failure> {
+        let ask = read_ask(descriptor, request.hits_addend)?;
+        let class = self.class_of(&request.domain, descriptor)?;
+        Ok(Plan { class, ask, descriptor })
+    }
+
     fn class_of(
         &self,
         domain: &str,
@@ -145,44 +162,36 @@ impl RateLimits {
         Ok(Some(class.clone()))
     }
 
-    async fn ask(
-        &self,
-        class: Option<&Arc<RateLimitClass>>,
-        ask: Ask,
-        descriptor: &RateLimitDescriptor,
-    ) -> Result<Answer, Failure> {
+    async fn ask(&self, plan: Plan<'_>) -> Result<Answer, Failure> {
+        let Plan { class, ask, descriptor } = plan;
         let Some(class) = class else {
-            self.count("", "unlimited", ask);
+            if let Ask::Charge(hits) | Ask::GiveBack(hits) = ask {
+                self.hits.with_label_values(&["", "unlimited"]).inc_by(hits);
+            }
             return Ok(answers::mk_ok());
         };
+        let shown = class.envoy.get_or_init(|| Shown::new(&class.config, &class.name, &self.hits));
         let (name, key) = (class.name.as_str(), Some(names::key_of(&descriptor.entries)));
-        let asked = match ask {
-            Ask::Charge(cost) => {
-                let request = CheckRequest { key, cost: Some(cost), wait_seconds: None };
-                self.sidecar.check(name, &request).await.map(Some)
+        match ask {
+            Ask::Charge(hits) => {
+                let request = CheckRequest { key, cost: Some(hits), wait_seconds: None };
+                let checked = self.sidecar.check_class(class.clone(), &request).await;
+                let checked = checked.inspect_err(|_| shown.failed.inc_by(hits))?;
+                shown.outcome(&checked).inc_by(hits);
+                Ok(answers::mk_answer(shown, &checked))
             }
-            Ask::Look => self.sidecar.peek(name, &PeekQuery { key, cost: None }).await.map(Some),
-            Ask::GiveBack(cost) => {
-                let request = RefundRequest { key, cost: Some(cost) };
-                self.sidecar.refund(name, &request).await.map(|_| None)
+            Ask::Look => {
+                let checked = self.sidecar.peek(name, &PeekQuery { key, cost: None }).await?;
+                Ok(answers::mk_answer(shown, &checked))
             }
-        };
-        let outcome = match &asked {
-            Ok(Some(checked)) => outcome_of(checked),
-            Ok(None) => "refunded",
-            Err(_) => "failed",
-        };
-        self.count(name, outcome, ask);
-        Ok(asked?.map_or_else(answers::mk_ok, |checked| answers::mk_answer(&checked)))
-    }
-
-    fn count(&self, name: &str, outcome: &str, ask: Ask) {
-        let hits = match ask {
-            Ask::Charge(hits) | Ask::GiveBack(hits) => hits,
-            // Nothing was hit.
-            Ask::Look => return,
-        };
-        self.hits.with_label_values(&[name, outcome]).inc_by(hits);
+            Ask::GiveBack(hits) => {
+                let request = RefundRequest { key, cost: Some(hits) };
+                let refunded = self.sidecar.refund(name, &request).await;
+                refunded.inspect_err(|_| shown.failed.inc_by(hits))?;
+                shown.refunded.inc_by(hits);
+                Ok(answers::mk_ok())
+            }
+        }
     }
 }
 
@@ -200,15 +209,4 @@ fn read_ask(descriptor: &RateLimitDescriptor, of_request: u32) -> Result<Ask, Fa
         (hits, false) => Ask::Charge(hits),
         (hits, true) => Ask::GiveBack(hits),
     })
-}
-
-fn outcome_of(checked: &Checked) -> &'static str {
-    match checked.decision.outcome {
-        // The class is open while its store is away.
-        Outcome::Allowed { .. } if checked.degraded => "unchecked",
-        Outcome::Allowed { .. } if answers::is_near(checked) => "near",
-        Outcome::Allowed { .. } => "within",
-        Outcome::Limited { .. } | Outcome::TooLarge if checked.class.config.shadow => "shadowed",
-        Outcome::Limited { .. } | Outcome::TooLarge => "over",
-    }
 }

@@ -33,6 +33,18 @@ impl Sidecar {
     /// 403, 404, 422; 503 when the store does not answer and the class is closed then.
     pub async fn check(&self, name: &str, request: &CheckRequest) -> Result<Checked, Failure> {
         let class = self.snapshot.load().rate_limit(name)?.clone();
+        self.check_class(class, request).await
+    }
+
+    /// The same of a class that was looked up.
+    ///
+    /// # Errors
+    /// As [`Sidecar::check`].
+    pub async fn check_class(
+        &self,
+        class: Arc<RateLimitClass>,
+        request: &CheckRequest,
+    ) -> Result<Checked, Failure> {
         let at = self.rate_address(&class, request.key.as_deref(), Verb::Acquire)?;
         let check = Check {
             cost: read_cost(request.cost)?,

@@ -1,6 +1,6 @@
 //! A RateLimit class, with all that a check needs resolved once.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use holdfast_api::{
     bundle::{AccessRule, BundleClass},
@@ -14,6 +14,7 @@ use holdfast_wire::Code;
 
 use super::Snapshot;
 use crate::{
+    compat::rls::Shown,
     error::Failure,
     metrics::{Metrics, RateLimitMetrics},
 };
@@ -40,6 +41,8 @@ pub struct RateLimitClass {
     pub client: Arc<dyn RateLimitBackend>,
     /// Its metrics.
     pub metrics: RateLimitMetrics,
+    /// What an Envoy is told and counted; made when one asks.
+    pub envoy: OnceLock<Shown>,
 }
 
 impl RateLimitClass {
@@ -70,6 +73,7 @@ impl RateLimitClass {
             access: class.access.clone(),
             client,
             metrics: metrics.rate_limit(class.name.as_str()),
+            envoy: OnceLock::new(),
         }
     }
 }

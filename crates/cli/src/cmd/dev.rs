@@ -60,10 +60,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     {
         bail!("the Redis does not answer; is it running, and is --redis right?");
     }
-    serving.compat(&args.compat).await?;
+    let compat = serving.compat(&args.compat).await?;
     let admin = serving.admin(args.admin, Readiness::default()).await?;
     // Who reads the greeting may be gone after its first line; the server goes on.
-    let _ = writeln!(std::io::stdout(), "{}", greeting(&bundle, &serving.listens, admin));
+    let _ = writeln!(std::io::stdout(), "{}", greeting(&bundle, &serving.listens, admin, &compat));
     let failed = tokio::select! {
         () = stop.cancelled() => None,
         error = serving.failed() => Some(error),
@@ -90,7 +90,7 @@ fn compile(args: &Args) -> anyhow::Result<Bundle> {
     Ok(bundle)
 }
 
-fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
+fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr, compat: &Compat) -> String {
     let at = listens.iter().find(|listen| matches!(listen, Listen::Tcp(_))).or(listens.first());
     let (curl, url) = match at {
         Some(Listen::Unix(path)) => {
@@ -103,10 +103,16 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
         format!("Holdfast serves {} classes at {url}", bundle.classes.len()),
         format!("  status page  {url}/"),
         format!("  metrics      http://{admin}/metrics"),
-        String::new(),
-        "Try:".into(),
-        format!("  {curl} -s {url}/v1"),
     ];
+    for (what, at) in [
+        ("Dapr, HTTP  ", compat.dapr_http),
+        ("Dapr, gRPC  ", compat.dapr_grpc),
+        ("elector     ", compat.elector),
+        ("Envoy, gRPC ", compat.rls),
+    ] {
+        lines.extend(at.map(|at| format!("  {what} {at}")));
+    }
+    lines.extend([String::new(), "Try:".into(), format!("  {curl} -s {url}/v1")]);
     let locks = bundle.classes.iter().filter_map(|class| match &class.config {
         ClassConfig::Lock(config) => Some((&class.name, config)),
         ClassConfig::LeaderElection(_) | ClassConfig::RateLimit(_) => None,

@@ -98,6 +98,8 @@ fn push_escaped(key: &mut String, text: &str) {
 mod tests {
     use std::collections::HashSet;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entries(pairs: &[(&str, &str)]) -> Vec<Entry> {
@@ -127,6 +129,31 @@ mod tests {
             holdfast_core::Key::new(key).unwrap();
         }
         assert!(keys.contains("a=1,b=2") && keys.contains("a=1%2Cb%3D2"));
+    }
+
+    fn any_entries() -> impl Strategy<Value = Vec<Entry>> {
+        let text = || {
+            proptest::collection::vec(
+                prop_oneof![Just(','), Just('='), Just('%'), any::<char>()],
+                0..4,
+            )
+        };
+        let entry = (text(), text()).prop_map(|(key, value)| Entry {
+            key: key.into_iter().collect(),
+            value: value.into_iter().collect(),
+        });
+        proptest::collection::vec(entry, 1..4)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_two_descriptors_say_they_share_a_key_only_if_they_are_the_same(
+            a in any_entries(),
+            b in any_entries(),
+        ) {
+            prop_assert_eq!(key_of(&a) == key_of(&b), a == b);
+            prop_assert!(holdfast_core::Key::new(key_of(&a)).is_ok());
+        }
     }
 
     #[test]
