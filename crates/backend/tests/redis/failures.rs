@@ -311,7 +311,11 @@ async fn a_request_that_a_slow_store_carries_out_late_leaves_no_ghost() {
         eventually("it is settled", async || session.locks.cancel(&at, &class, &hold).await.ok())
             .await;
         assert_eq!(other.locks.query(&at, &class).await.unwrap().holder, None);
-        assert_eq!(session.try_acquire(&at, &class, &hold).await, Ok(Attempt::Cancelled));
+        // A busy machine takes longer than this session's patience now and then.
+        let told = eventually("the late request is answered", async || {
+            session.try_acquire(&at, &class, &hold).await.ok()
+        });
+        assert_eq!(told.await, Attempt::Cancelled);
         other.grant(&at, &class, &HoldId::random()).await;
     }
     assert_eq!(late, 15);
