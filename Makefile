@@ -44,6 +44,10 @@ gen: ## Write the generated files: crds/ and the chart's copy of them
 bench: ## Measure against the floors, print a table, write docs/performance.md
 	@hack/bench.sh
 
+.PHONY: layout
+layout: ## Write hack/layout.txt anew: which functions lie together in a release program
+	@hack/layout.sh
+
 .PHONY: cluster-up
 cluster-up: ## Start a real Kubernetes on this machine, and print how to use it
 	@e2e/cluster/cluster.sh up

@@ -6,7 +6,7 @@ set -euo pipefail
 build=(gcc libc6-dev make)
 test=("${build[@]}" redis-server containerd runc containernetworking-plugins nftables iptables
   conntrack iproute2 util-linux openssl busybox-static curl python3
-  python3-pip nodejs)
+  python3-pip nodejs postgresql)
 # Some builds of Node.js bring npm with them.
 command -v npm >/dev/null || test+=(npm)
 

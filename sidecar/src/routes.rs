@@ -20,6 +20,7 @@ use crate::{error::Failure, service::Sidecar};
 
 pub mod direct;
 pub mod election;
+pub mod fence;
 pub mod fields;
 pub mod hold;
 pub mod lock;
@@ -56,7 +57,8 @@ fn described() -> (Router<Arc<Sidecar>>, utoipa::openapi::OpenApi) {
     let mut router = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(catalogue))
         .routes(routes!(status))
-        .merge(hold::routes());
+        .merge(hold::routes())
+        .merge(fence::routes());
     for kind in Kind::ALL {
         router = router.merge(match kind {
             Kind::Lock => lock::routes(),

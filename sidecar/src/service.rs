@@ -32,6 +32,7 @@ use crate::{
 
 mod answers;
 mod election;
+mod fence;
 mod holding;
 mod ratelimit;
 mod terms;

@@ -323,6 +323,10 @@ pub trait LockBackend: Send + Sync + 'static {
     ) -> Result<Beat, BackendError>;
     /// Reads the state of a key. Changes nothing.
     async fn query(&self, at: &Address, config: &LockConfig) -> Result<LockView, BackendError>;
+    /// The fence below which nobody holds this key any more: the newest that was granted, or the least
+    /// that may still be granted. Read from the store, at a time after the call began, and only while
+    /// the store is sure to have lost nothing.
+    async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError>;
     /// Takes the lock from whoever has it: the next fence is higher, the holder is told, the first
     /// who waits is granted. Returns whom it was taken from.
     async fn force_release(

@@ -4,6 +4,7 @@
 //! strings. Requests refuse fields that they do not know.
 
 pub mod election;
+pub mod fence;
 pub mod headers;
 pub mod hold;
 pub mod lock;
@@ -16,6 +17,7 @@ use utoipa::ToSchema;
 pub use election::{
     CampaignRequest, ElectionState, LeaderResponse, ResignRequest, Standing, TermState,
 };
+pub use fence::{FenceCheckRequest, FenceCheckResponse, FenceOf};
 pub use hold::{HoldEvent, HoldEventKind, HoldInfo, HoldState};
 pub use lock::{
     AcquireRequest, AcquireResponse, Bind, ForceReleaseRequest, ForceReleaseResponse,

@@ -19,6 +19,8 @@ pub enum Code {
     QueueFull,
     /// 410: the hold expired, was taken by force, or was released before.
     HoldLost,
+    /// 412: a fence is older than the newest that was granted: whoever sent it holds nothing any more.
+    Fenced,
     /// 404: no such class here.
     ClassNotFound,
     /// 404: no such route.
@@ -92,6 +94,7 @@ impl Code {
         Code::CostTooLarge,
         Code::QueueFull,
         Code::HoldLost,
+        Code::Fenced,
         Code::ClassNotFound,
         Code::NotFound,
         Code::MethodNotAllowed,
@@ -121,6 +124,7 @@ impl Code {
             Code::CostTooLarge => "cost_too_large",
             Code::QueueFull => "queue_full",
             Code::HoldLost => "hold_lost",
+            Code::Fenced => "fenced",
             Code::ClassNotFound => "class_not_found",
             Code::NotFound => "not_found",
             Code::MethodNotAllowed => "method_not_allowed",
@@ -151,6 +155,7 @@ impl Code {
             Code::MethodNotAllowed => 405,
             Code::Locked | Code::NotLeading => 409,
             Code::HoldLost => 410,
+            Code::Fenced => 412,
             Code::TooLarge => 413,
             Code::NotJson => 415,
             Code::Misdirected => 421,

@@ -170,7 +170,7 @@ pub(super) fn status(failure: &Failure) -> Status {
         | Code::NotJson
         | Code::Misdirected
         | Code::MethodNotAllowed => Grpc::InvalidArgument,
-        Code::Locked | Code::NotLeading | Code::HoldLost => Grpc::FailedPrecondition,
+        Code::Locked | Code::NotLeading | Code::HoldLost | Code::Fenced => Grpc::FailedPrecondition,
         Code::Epoch
         | Code::BackendUnavailable
         | Code::OutcomeUnknown

@@ -10,6 +10,7 @@ mod dapr;
 mod elections;
 mod elector;
 mod events;
+mod fences;
 mod gateway;
 mod lifecycle;
 mod limits;

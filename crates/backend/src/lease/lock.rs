@@ -243,6 +243,13 @@ impl LockBackend for LeaseLocks {
         Ok(self.view(at, config, &seen))
     }
 
+    /// A quorum read. A revision never goes back, so a Lease that was deleted and made again needs no
+    /// more: whoever holds it has a higher one than all before.
+    async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
+        let seen = self.inner.read(at, call_budget(config)).await?;
+        Ok(seen.record.fence.unwrap_or(Fence::new(0)))
+    }
+
     async fn force_release(
         &self,
         at: &Address,

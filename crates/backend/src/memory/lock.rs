@@ -199,6 +199,11 @@ impl LockBackend for MemoryLocks {
         Ok(keys.states.get(at).map(|state| mk_view(state, now_ms)).unwrap_or_default())
     }
 
+    async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
+        let view = self.query(at, config).await?;
+        Ok(view.last_fence.unwrap_or(config.fence_floor).max(config.fence_floor))
+    }
+
     async fn force_release(
         &self,
         at: &Address,

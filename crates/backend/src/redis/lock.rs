@@ -356,6 +356,18 @@ impl LockBackend for RedisLocks {
         self.view(at).await
     }
 
+    async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
+        // A store that lost the newest grant shows an older one, or none. Whoever does not hold by its
+        // record holds nothing of an earlier epoch any more: a new one opens after that.
+        let (epoch, _) = self.known_epoch(config)?;
+        let floor = Fence::compose(epoch.number, config.fence_floor.sequence());
+        let mut reply = self.step(Transition::LockNewest, at, config, None, &[]).await?;
+        let (seq, of) = (reply.number()?, reply.number()?);
+        let granted = Fence::compose(of, seq).map_err(unexpected)?;
+        let is_held = reply.number()? == 1;
+        Ok(if is_held { granted } else { granted.max(floor.map_err(unexpected)?) })
+    }
+
     async fn force_release(
         &self,
         at: &Address,

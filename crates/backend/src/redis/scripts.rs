@@ -28,6 +28,8 @@ pub enum Transition {
     LockForceRelease,
     /// `lock_query.lua`.
     LockQuery,
+    /// `lock_newest.lua`.
+    LockNewest,
     /// `ratelimit_check.lua`.
     RatelimitCheck,
     /// `ratelimit_refund.lua`.
@@ -38,7 +40,7 @@ pub enum Transition {
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 10] = [
+    pub const ALL: [Transition; 11] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
@@ -46,6 +48,7 @@ impl Transition {
         Transition::LockBeat,
         Transition::LockForceRelease,
         Transition::LockQuery,
+        Transition::LockNewest,
         Transition::RatelimitCheck,
         Transition::RatelimitRefund,
         Transition::RatelimitRelease,
@@ -60,6 +63,7 @@ impl Transition {
             Transition::LockBeat => "lock_beat",
             Transition::LockForceRelease => "lock_force_release",
             Transition::LockQuery => "lock_query",
+            Transition::LockNewest => "lock_newest",
             Transition::RatelimitCheck => "ratelimit_check",
             Transition::RatelimitRefund => "ratelimit_refund",
             Transition::RatelimitRelease => "ratelimit_release",
@@ -75,6 +79,7 @@ impl Transition {
             Transition::LockBeat => include_str!("lua/lock_beat.lua"),
             Transition::LockForceRelease => include_str!("lua/lock_force_release.lua"),
             Transition::LockQuery => include_str!("lua/lock_query.lua"),
+            Transition::LockNewest => include_str!("lua/lock_newest.lua"),
             Transition::RatelimitCheck => include_str!("lua/ratelimit_check.lua"),
             Transition::RatelimitRefund => include_str!("lua/ratelimit_refund.lua"),
             Transition::RatelimitRelease => include_str!("lua/ratelimit_release.lua"),
@@ -90,7 +95,8 @@ impl Transition {
             | Transition::LockCancel
             | Transition::LockBeat
             | Transition::LockForceRelease
-            | Transition::LockQuery => PRELUDE,
+            | Transition::LockQuery
+            | Transition::LockNewest => PRELUDE,
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease => RATELIMIT_PRELUDE,
@@ -108,7 +114,7 @@ impl Transition {
             | Transition::LockForceRelease
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease => "'allow-oom'",
-            Transition::LockQuery => "'no-writes'",
+            Transition::LockQuery | Transition::LockNewest => "'no-writes'",
         }
     }
 }

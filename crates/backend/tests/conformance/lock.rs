@@ -51,6 +51,20 @@ pub async fn fences_grow_from_grant_to_grant(world: &dyn World) {
     assert_eq!((view.holder, view.last_fence), (None, last));
 }
 
+pub async fn the_newest_fence_is_that_of_the_last_grant(world: &dyn World) {
+    let (at, config, (a, b)) = (fresh(world).await, config(world), two(world).await);
+    let newest = async |of: &Sidecar| of.client.backend().newest_fence(&at, &config).await.unwrap();
+    let (none, first) = (newest(&a).await, hold());
+    let one = a.hold(&at, &config, &first).await;
+    assert!(none <= one.fence);
+    assert_eq!((newest(&a).await, newest(&b).await), (one.fence, one.fence));
+    a.release(&at, &config, &first).await;
+    assert_eq!(newest(&b).await, one.fence, "what was released is still the newest");
+    let two = b.hold(&at, &config, &hold()).await;
+    assert_eq!(newest(&a).await, two.fence, "who knows nothing of the next grant is told");
+    assert!(two.fence > one.fence);
+}
+
 pub async fn the_same_request_gets_the_same_grant(world: &dyn World) {
     let (at, config, a) = (fresh(world).await, config(world), world.sidecar("a").await);
     let hold = hold();

@@ -19,6 +19,7 @@ macro_rules! everywhere {
         conformance!($substrate, $world, [
             one_holds_and_another_is_refused,
             fences_grow_from_grant_to_grant,
+            the_newest_fence_is_that_of_the_last_grant,
             the_same_request_gets_the_same_grant,
             a_retry_that_is_given_up_does_not_take_the_hold_with_it,
             an_expired_hold_is_lost_and_the_next_fence_is_higher,

@@ -31,6 +31,7 @@ async fn is_refused(store: &Store, session: &Session, at: &Address, hold: &HoldI
     assert_eq!(locks.cancel(at, &config, hold).await.unwrap_err(), epoch);
     assert_eq!(locks.beat(at, &config, &session.id).await.unwrap_err(), epoch);
     assert_eq!(locks.force_release(at, &config).await.unwrap_err(), epoch);
+    assert_eq!(locks.newest_fence(at, &config).await.unwrap_err(), epoch);
     assert_eq!(dump(store).await, before);
 }
 
@@ -62,7 +63,11 @@ async fn a_restart_closes_the_store_until_a_new_epoch_and_fences_go_on() {
         Ok(Renewal::Renewed { .. })
     ));
     assert_eq!(session.grant(&at, &config, &hold).await.fence, granted.fence);
+    // What goes on is no stale holder; once it has ended, everything of its epoch is.
+    let newest = async || session.locks.newest_fence(&at, &config).await.unwrap();
+    assert_eq!(newest().await, granted.fence);
     assert_eq!(session.locks.release(&at, &config, &hold).await, Ok(Release::Released));
+    assert!(newest().await > granted.fence);
     assert!(session.fence(&at, &config).await > granted.fence);
 }
 

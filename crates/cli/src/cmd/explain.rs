@@ -43,6 +43,9 @@ const fn advice(code: Code) -> &'static str {
         Code::CostTooLarge => {
             "the cost is more than a limit ever allows: split it up, or raise the burst or the limit"
         }
+        Code::Fenced => {
+            "A newer fence was granted: whoever sent this one is stale. Stop, and acquire again."
+        }
         Code::QueueFull => "As many wait as spec.queue.maxWaiters allows. Try again later.",
         Code::HoldLost => {
             "The hold is over. Stop what it protected; acquire again for a new fence."

@@ -10,6 +10,7 @@
 mod dev;
 mod lint;
 mod peers;
+mod recipes;
 mod run;
 #[allow(dead_code, reason = "other suites restart it")]
 #[path = "../../../backend/tests/support/redis.rs"]

@@ -1,0 +1,66 @@
+//! The fence guard: whether a fence is still the newest of its key.
+//!
+//! The mark that it is compared with is the store's own: the newest fence that was *granted*. So there
+//! is no second state that could be lost, expire or fall behind, and a stale holder is refused as
+//! soon as the next one has been granted, before that one has done anything.
+
+use std::sync::Arc;
+
+use holdfast_api::bundle::Verb;
+use holdfast_core::Fence;
+use holdfast_wire::{Code, FenceCheckRequest, FenceCheckResponse, FenceOf};
+
+use super::{Sidecar, terms::invalid};
+use crate::{error::Failure, snapshot::LockClass};
+
+impl Sidecar {
+    /// Compares a fence with the newest one.
+    ///
+    /// # Errors
+    /// 412 when it is older; 403, 404, 422; 503 when the store does not answer or may have lost
+    /// fences, which a resource must take for a refusal.
+    pub async fn check_fence(
+        &self,
+        name: &str,
+        request: &FenceCheckRequest,
+    ) -> Result<FenceCheckResponse, Failure> {
+        let class = self.guarding(name, request.of)?;
+        let at = self.address(&class, request.key.as_deref(), Verb::Read)?;
+        let fence = request.fence.as_deref().ok_or_else(|| invalid("fence", "is missing"))?;
+        let fence: Fence =
+            fence.parse().map_err(|why| invalid("fence", &format!("cannot be read: {why}")))?;
+        let newest = class.client.backend().newest_fence(&at, &class.config).await?;
+        if fence < newest {
+            let why = format!(
+                "fence {fence} of {} \"{}\" is stale: {newest} is the newest; whoever sent it must \
+                 stop, and acquire again",
+                class.kind, class.name
+            );
+            return Err(Failure::new(Code::Fenced, why));
+        }
+        Ok(FenceCheckResponse {
+            key: at.key.to_string(),
+            fence: fence.to_string(),
+            newest: newest.to_string(),
+        })
+    }
+
+    /// The class whose fences guard a resource.
+    fn guarding(&self, name: &str, of: Option<FenceOf>) -> Result<Arc<LockClass>, Failure> {
+        let snapshot = self.snapshot.load();
+        let term = || snapshot.election(name).map(|election| election.term.clone());
+        match of {
+            Some(FenceOf::Lock) => snapshot.lock(name).cloned(),
+            Some(FenceOf::Election) => term(),
+            None => match (snapshot.lock(name), term()) {
+                (Ok(_), Ok(_)) => {
+                    let why =
+                        format!("is missing: there are a Lock and a LeaderElection \"{name}\"");
+                    Err(invalid("of", &why))
+                }
+                (_, Ok(term)) => Ok(term),
+                (lock, Err(_)) => lock.cloned(),
+            },
+        }
+    }
+}
