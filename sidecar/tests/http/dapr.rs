@@ -226,3 +226,22 @@ async fn an_owners_lock_is_given_back_by_its_own_pod_only_and_when_that_ends() {
     assert_eq!(other.unlocked("slow", "order-1", "ann").await, 1);
     assert_eq!(other.lock("slow", "order-1", "ann", 20).await.body["success"], true);
 }
+
+#[tokio::test]
+async fn owners_of_live_locks_are_kept_in_mind_however_many_there_are() {
+    let mut dapr = start().await;
+    let lock = |resource: String| TryLockRequest {
+        store_name: "slow".into(),
+        resource_id: resource,
+        lock_owner: "ann".into(),
+        expiry_in_seconds: 30,
+    };
+    // More than the number at which those without a hold are forgotten.
+    for order in 0..1_100 {
+        let locked = dapr.grpc.try_lock_alpha1(lock(format!("order-{order}"))).await.unwrap();
+        assert!(locked.into_inner().success, "{order}");
+    }
+    for order in [0, 500, 1_099] {
+        assert_eq!(dapr.unlocked("slow", &format!("order-{order}"), "ann").await, 0, "{order}");
+    }
+}
