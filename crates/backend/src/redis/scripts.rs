@@ -34,11 +34,13 @@ pub enum Transition {
     RatelimitRefund,
     /// `ratelimit_release.lua`.
     RatelimitRelease,
+    /// `ratelimit_put_back.lua`.
+    RatelimitPutBack,
 }
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 10] = [
+    pub const ALL: [Transition; 11] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
@@ -49,6 +51,7 @@ impl Transition {
         Transition::RatelimitCheck,
         Transition::RatelimitRefund,
         Transition::RatelimitRelease,
+        Transition::RatelimitPutBack,
     ];
 
     const fn name(self) -> &'static str {
@@ -63,6 +66,7 @@ impl Transition {
             Transition::RatelimitCheck => "ratelimit_check",
             Transition::RatelimitRefund => "ratelimit_refund",
             Transition::RatelimitRelease => "ratelimit_release",
+            Transition::RatelimitPutBack => "ratelimit_put_back",
         }
     }
 
@@ -78,6 +82,7 @@ impl Transition {
             Transition::RatelimitCheck => include_str!("lua/ratelimit_check.lua"),
             Transition::RatelimitRefund => include_str!("lua/ratelimit_refund.lua"),
             Transition::RatelimitRelease => include_str!("lua/ratelimit_release.lua"),
+            Transition::RatelimitPutBack => include_str!("lua/ratelimit_put_back.lua"),
         }
     }
 
@@ -93,7 +98,8 @@ impl Transition {
             | Transition::LockQuery => PRELUDE,
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
-            | Transition::RatelimitRelease => RATELIMIT_PRELUDE,
+            | Transition::RatelimitRelease
+            | Transition::RatelimitPutBack => RATELIMIT_PRELUDE,
         }
     }
 
@@ -107,7 +113,8 @@ impl Transition {
             | Transition::LockBeat
             | Transition::LockForceRelease
             | Transition::RatelimitRefund
-            | Transition::RatelimitRelease => "'allow-oom'",
+            | Transition::RatelimitRelease
+            | Transition::RatelimitPutBack => "'allow-oom'",
             Transition::LockQuery => "'no-writes'",
         }
     }
