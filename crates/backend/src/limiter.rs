@@ -55,9 +55,7 @@ impl Plan {
             Accuracy::Exact => None,
             Accuracy::Leased { batch, max_staleness_seconds } => {
                 let staleness = std::time::Duration::from_secs(max_staleness_seconds.into());
-                // What the bound says is what is kept: never more in hand than it counts.
-                let most = config.over_admission().map_or(batch, |bound| bound.per_sidecar);
-                Some(Terms { batch: most.max(1), staleness })
+                Some(Terms { batch: batch.max(1), staleness })
             }
         };
         Plan { policy, over_admission: config.over_admission(), lease, alone }

@@ -145,7 +145,7 @@ async fn compare(
                         cost,
                         least: if n == 4 { rng.random_range(1..=cost) } else { cost },
                         mode: if n == 2 { Mode::Peek } else { Mode::Enforce },
-                        max_wait_us: if n == 3 { 2_000_000 } else { 0 },
+                        max_wait_us: if (5..=6).contains(&n) || n == 3 { 2_000_000 } else { 0 },
                         permit: rng.random_range(0..8),
                     };
                     let expected = match check.mode {
