@@ -11,14 +11,15 @@ use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
+    limiter::Limiter,
     memory::{MemoryLocks, MemoryRateLimits},
     redis::{
         Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
-        RedisRateLimits, Sentinels,
+        RedisRateLimits, Sentinels, client::Client as RedisClient,
     },
     waiter::LockClient,
 };
-use holdfast_core::{Clock, SessionId, Substrate, lock::LockBackend, ratelimit::RateLimitBackend};
+use holdfast_core::{Clock, SessionId, Substrate, lock::LockBackend};
 use tokio::sync::watch;
 
 use crate::snapshot::Connect;
@@ -41,7 +42,7 @@ struct Made {
     epoch: Option<watch::Sender<Option<KnownEpoch>>>,
     locks: Arc<LockClient>,
     /// `None` where rate limits cannot be.
-    rate_limits: Option<Arc<dyn RateLimitBackend>>,
+    rate_limits: Option<Arc<Limiter>>,
 }
 
 impl Backends {
@@ -73,8 +74,8 @@ impl Backends {
         let config = RedisConfig::from_url(url)?;
         let epoch = LocalEpoch::start(config.clone(), &self.namespace, quarantine)
             .map_err(|error| error.to_string())?;
-        let rate_limits = Some(self.redis_rate_limits(&config)?);
-        let locks = self.redis(config, epoch.known())?;
+        let (locks, rate_limits) = self.redis(config, epoch.known())?;
+        let rate_limits = Some(rate_limits);
         let made =
             Made { substrate: Substrate::Redis, redis: None, epoch: None, locks, rate_limits };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
@@ -85,28 +86,27 @@ impl Backends {
         LockClient::new(backend, self.hub.clone(), self.clock.clone(), self.session.clone())
     }
 
+    /// Locks and rate limits of one Redis share one connection.
     fn redis(
         &self,
         config: RedisConfig,
         epoch: watch::Receiver<Option<KnownEpoch>>,
-    ) -> Result<Arc<LockClient>, String> {
+    ) -> Result<(Arc<LockClient>, Arc<Limiter>), String> {
         let (session, hub) = (self.session.clone(), self.hub.clone());
-        let locks = RedisLocks::connect(config, &self.namespace, session, hub, epoch)
+        let shared = Arc::new(RedisClient::new(config));
+        let locks = RedisLocks::with_client(shared.clone(), &self.namespace, session, hub, epoch)
             .map_err(|error| error.to_string())?;
-        Ok(self.client(locks))
-    }
-
-    fn redis_rate_limits(&self, config: &RedisConfig) -> Result<Arc<dyn RateLimitBackend>, String> {
-        let limits = RedisRateLimits::connect(config.clone(), &self.namespace);
-        Ok(limits.map_err(|error| error.to_string())?)
+        let limits = RedisRateLimits::with_client(shared, &self.namespace)
+            .map_err(|error| error.to_string())?;
+        Ok((self.client(locks), Limiter::new(limits, self.clock.clone())))
     }
 
     fn make(&self, name: &str, backend: &BundleBackend) -> Result<Made, String> {
         let (mut sender, mut rate_limits, redis) = (None, None, backend.redis.clone());
         let locks = match backend.substrate {
             Substrate::Memory => {
-                let limits: Arc<dyn RateLimitBackend> = MemoryRateLimits::new(self.clock.clone());
-                rate_limits = Some(limits);
+                let limits = MemoryRateLimits::new(self.clock.clone());
+                rate_limits = Some(Limiter::new(limits, self.clock.clone()));
                 self.client(MemoryLocks::new(self.hub.clone(), self.clock.clone()))
             }
             Substrate::Lease => {
@@ -121,8 +121,9 @@ impl Backends {
                 let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
                 sender = Some(known);
                 let config = mk_config(address, source)?;
-                rate_limits = Some(self.redis_rate_limits(&config)?);
-                self.redis(config, receiver)?
+                let (locks, limits) = self.redis(config, receiver)?;
+                rate_limits = Some(limits);
+                locks
             }
         };
         Ok(Made { substrate: backend.substrate, redis, epoch: sender, locks, rate_limits })
@@ -154,11 +155,7 @@ impl Connect for Backends {
         }
     }
 
-    fn rate_limits(
-        &self,
-        name: &str,
-        backend: &BundleBackend,
-    ) -> Result<Arc<dyn RateLimitBackend>, String> {
+    fn rate_limits(&self, name: &str, backend: &BundleBackend) -> Result<Arc<Limiter>, String> {
         self.locks(name, backend)?;
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let limits = made.get(name).and_then(|made| made.rate_limits.clone());

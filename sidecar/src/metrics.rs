@@ -64,6 +64,8 @@ pub struct RateLimitMetrics {
     pub degraded: IntCounter,
     /// Checks that were not decided.
     pub failed: IntCounter,
+    /// Checks that wait now.
+    pub waiting: IntGauge,
 }
 
 const CLASS: [&str; 2] = ["kind", "name"];
@@ -140,6 +142,7 @@ impl Metrics {
             shadowed: outcome("shadowed"),
             degraded: outcome("degraded"),
             failed: outcome("failed"),
+            waiting: self.waiting.with_label_values(&["RateLimit", name]),
         }
     }
 

@@ -124,6 +124,11 @@ impl Serving {
                 tracing::warn!(count, "not every hold could be released; they run out");
             }
         }
+        let snapshot = self.sidecar.snapshot.load_full();
+        let limits = snapshot.rate_limits.values().map(|class| class.client.close());
+        if timeout(RELEASE_WITHIN, join_all(limits)).await.is_err() {
+            tracing::warn!("not every token could be put back; time gives them back");
+        }
         self.sidecar.stopped.cancel();
         join_all(self.servers).await;
         self.stop.cancel();

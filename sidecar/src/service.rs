@@ -150,7 +150,7 @@ impl Sidecar {
         let class = self.snapshot.load().lock(name)?.clone();
         let at = self.address(&class, request.key.as_deref(), Verb::Acquire)?;
         let terms = Terms::read(request, &class, self.identity.in_pod)?;
-        let _waiting = self.wait_slot(&class, terms.wait)?;
+        let _waiting = self.wait_slot(&class.metrics.waiting, terms.wait)?;
         self.acquire_on(&class, &at, &terms).await
     }
 
@@ -399,15 +399,10 @@ impl Sidecar {
     }
 
     /// A place among those who may wait.
-    fn wait_slot(
-        &self,
-        class: &LockClass,
-        wait: Duration,
-    ) -> Result<Option<WaitSlot<'_>>, Failure> {
+    fn wait_slot(&self, gauge: &IntGauge, wait: Duration) -> Result<Option<WaitSlot<'_>>, Failure> {
         if wait.is_zero() {
             return Ok(None);
         }
-        let gauge = &class.metrics.waiting;
         if self.waiting.load(Relaxed) >= MAX_WAITING || gauge.get() >= MAX_WAITING_PER_CLASS {
             let why = format!(
                 "as many requests of this pod wait as may: {MAX_WAITING_PER_CLASS} for a class, \

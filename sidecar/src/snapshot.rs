@@ -6,11 +6,10 @@ use holdfast_api::{
     bundle::{AccessRule, Bundle, BundleBackend, BundleClass, ClassConfig},
     load::did_you_mean,
 };
-use holdfast_backend::waiter::LockClient;
+use holdfast_backend::{limiter::Limiter, waiter::LockClient};
 use holdfast_core::{
     Address, ClassName, Holder, Key, Kind,
     lock::{Keys, LockConfig},
-    ratelimit::RateLimitBackend,
 };
 use holdfast_wire::Code;
 
@@ -133,11 +132,7 @@ pub trait Connect: Send + Sync {
     ///
     /// # Errors
     /// As [`Connect::locks`].
-    fn rate_limits(
-        &self,
-        name: &str,
-        backend: &BundleBackend,
-    ) -> Result<Arc<dyn RateLimitBackend>, String>;
+    fn rate_limits(&self, name: &str, backend: &BundleBackend) -> Result<Arc<Limiter>, String>;
 }
 
 impl Snapshot {

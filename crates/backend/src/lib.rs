@@ -8,6 +8,7 @@
 pub mod hub;
 #[cfg(feature = "lease")]
 pub mod lease;
+pub mod limiter;
 pub mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;

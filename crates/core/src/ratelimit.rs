@@ -11,11 +11,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Address, BackendError, Guarantee, Substrate};
 
+pub mod accuracy;
 pub mod concurrency;
 pub mod fixed_window;
+pub mod lease;
+pub mod outage;
+pub mod share;
 pub mod sliding_window;
 pub mod state;
 pub mod token_bucket;
+
+pub use accuracy::{Accuracy, OverAdmission};
 
 /// The most limits that one class has.
 pub const MAX_LIMITS: usize = 8;
@@ -67,6 +73,11 @@ pub enum OnBackendFailure {
     /// Answers 503.
     #[default]
     Closed,
+    /// Enforces a share of each limit by itself: see [`share`].
+    Local {
+        /// How much of each limit, 1 to 100.
+        share_percent: u32,
+    },
 }
 
 /// A validated RateLimit class.
@@ -81,6 +92,9 @@ pub struct RateLimitConfig {
     pub on_backend_failure: OnBackendFailure,
     /// Whether the limits are only counted and shown, never enforced.
     pub shadow: bool,
+    /// Whether each check asks the store.
+    #[serde(default)]
+    pub accuracy: Accuracy,
 }
 
 impl RateLimitConfig {
@@ -208,6 +222,18 @@ pub struct Check {
     pub max_wait_us: u64,
     /// What to call the permits of Concurrency limits, below [`PERMIT_NAMES`].
     pub permit: u64,
+    /// Charges less when there is less, but at least so much: [`cost`](Self::cost) for all or nothing.
+    /// What is taken so is reported as [`Decision::taken`].
+    pub least: u64,
+}
+
+/// What a check took that was content with less.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// How much was charged.
+    pub amount: u64,
+    /// When, in the store's time: a later refund is measured from it.
+    pub at_us: u64,
 }
 
 /// What came of a check.
@@ -247,6 +273,8 @@ pub struct Decision {
     pub count: usize,
     /// How each one stands; the first `count` of them.
     pub verdicts: [Verdict; MAX_LIMITS],
+    /// What was charged, where the check was content with less than its cost.
+    pub taken: Taken,
 }
 
 impl Decision {
@@ -290,6 +318,14 @@ pub trait RateLimitBackend: Send + Sync + 'static {
         at: &Address,
         policy: &Arc<Policy>,
         cost: u64,
+    ) -> Result<(), BackendError>;
+    /// Gives back what was [`Taken`] and not used, as far as it still counts: what time has given
+    /// back already is not given back again.
+    async fn put_back(
+        &self,
+        at: &Address,
+        policy: &Arc<Policy>,
+        taken: Taken,
     ) -> Result<(), BackendError>;
     /// Gives back a permit; whether it was still held.
     async fn release(

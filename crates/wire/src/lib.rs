@@ -26,7 +26,7 @@ pub use lock::{
 };
 pub use problem::{Code, Problem};
 pub use ratelimit::{
-    CheckRequest, CheckResponse, LimitState, PeekQuery, PermitReleaseRequest,
+    CheckRequest, CheckResponse, LimitState, OverAdmission, PeekQuery, PermitReleaseRequest,
     PermitReleaseResponse, RefundRequest, RefundResponse,
 };
 

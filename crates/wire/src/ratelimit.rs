@@ -74,11 +74,24 @@ pub struct CheckResponse {
     /// Whether this pod decided alone, because the store did not answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub degraded: bool,
+    /// How much more than the limits say may pass in any window, where checks are served from memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_admission: Option<OverAdmission>,
     /// Names what is to be released, where a limit is a Concurrency one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permit: Option<String>,
     /// Each limit.
     pub limits: Vec<LimitState>,
+}
+
+/// The price of checks that are served from memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OverAdmission {
+    /// By each sidecar that runs at the same time.
+    pub per_sidecar: u64,
+    /// By all together.
+    pub at_most: u64,
 }
 
 /// How one limit stands.

@@ -43,13 +43,17 @@ impl Controlled for RateLimit {
     async fn report(&self, ctx: &Context, phase: Phase<'_>) -> Result<Option<Duration>, Error> {
         let before = self.status.clone().unwrap_or_default();
         let mut again = None;
-        let (verdict, limited, guarantee) = match phase {
-            Phase::Refused(verdict) => (verdict, before.limited, before.guarantee.clone()),
+        let (verdict, limited, guarantee, over_admission) = match phase {
+            Phase::Refused(verdict) => {
+                let before = before.clone();
+                (verdict, before.limited, before.guarantee, before.over_admission)
+            }
             Phase::Applied(valid, applied) => {
                 let asked = Instant::now();
                 let limited = limited(ctx, valid).await.or(before.limited);
                 again = Some(LEAST.max(asked.elapsed() * SHARE));
-                (judge::ready(valid, &applied), limited, Some(valid.guarantee.to_string()))
+                let guarantee = Some(valid.guarantee.to_string());
+                (judge::ready(valid, &applied), limited, guarantee, over_admission(valid))
             }
         };
         let status = RateLimitStatus {
@@ -57,6 +61,7 @@ impl Controlled for RateLimit {
             conditions: conditions(self, &before, verdict),
             limited,
             guarantee,
+            over_admission,
         };
         let wait = status::write(ctx, self, self.status.as_ref(), &status).await?;
         Ok([wait, again].into_iter().flatten().min())
@@ -69,6 +74,12 @@ fn conditions(
     verdict: Verdict,
 ) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
     set_conditions(&before.conditions, &[verdict], limit.metadata.generation, Timestamp::now())
+}
+
+/// How much more than the limits may pass, where sidecars take tokens in advance.
+fn over_admission(valid: &Valid) -> Option<String> {
+    let ClassConfig::RateLimit(config) = &valid.class.config else { return None };
+    config.over_admission().map(|bound| bound.to_string())
 }
 
 /// How many keys would be refused the least there is to ask for. A store that does not answer leaves

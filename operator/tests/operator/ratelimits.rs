@@ -60,7 +60,7 @@ fn at(bed: &Bed<'_>, name: &str, key: &str) -> Address {
 }
 
 async fn spend(limits: &RedisRateLimits, policy: &Arc<Policy>, at: &Address, cost: u64) -> bool {
-    let check = Check { cost, mode: Mode::Enforce, max_wait_us: 0, permit: 0 };
+    let check = Check { cost, mode: Mode::Enforce, max_wait_us: 0, permit: 0, least: cost };
     let decision = limits.check(at, policy, &check).await.unwrap();
     matches!(decision.outcome, Outcome::Allowed { .. })
 }

@@ -10,7 +10,7 @@ use axum::{
 };
 use holdfast_core::ratelimit::Outcome;
 use holdfast_wire::{
-    CheckRequest, CheckResponse, Code, LimitState, PeekQuery, PermitReleaseRequest,
+    CheckRequest, CheckResponse, Code, LimitState, OverAdmission, PeekQuery, PermitReleaseRequest,
     PermitReleaseResponse, Problem, RefundRequest, RefundResponse, headers,
 };
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -77,7 +77,7 @@ async fn check(
         }
         Outcome::Limited { retry_us } => mk_limited(&checked, retry_us).into_response(),
         Outcome::TooLarge => {
-            let most = checked.class.policy.capacity();
+            let most = checked.class.plan.policy.capacity();
             let why = format!(
                 "RateLimit \"{}\" never allows more than {most} at once: split it up, or raise \
                  burst (or limit)",
@@ -129,18 +129,19 @@ async fn release(
 }
 
 fn mk_body(checked: &Checked, allowed: bool) -> CheckResponse {
-    let Checked { class, decision, permit, degraded } = checked;
+    let Checked { class, decision, permit, degraded, waited, .. } = checked;
     let limits = class.config.limits.iter().zip(decision.verdicts());
-    let (is_passed, waited_us) = match decision.outcome {
-        Outcome::Allowed { wait_us } => (true, wait_us),
-        Outcome::Limited { .. } | Outcome::TooLarge => (false, 0),
-    };
+    let is_passed = matches!(decision.outcome, Outcome::Allowed { .. });
     CheckResponse {
         allowed,
         remaining: decision.verdicts().iter().map(|limit| limit.remaining).min().unwrap_or(0),
-        waited_ms: waited_us.div_ceil(1_000),
+        waited_ms: waited.as_millis() as u64,
         would_be_limited: allowed && !is_passed,
         degraded: *degraded,
+        over_admission: class
+            .plan
+            .over_admission
+            .map(|bound| OverAdmission { per_sidecar: bound.per_sidecar, at_most: bound.at_most }),
         permit: (class.has_permits && is_passed && *permit > 0).then(|| permit.to_string()),
         limits: limits
             .map(|(limit, verdict)| LimitState {
@@ -156,7 +157,11 @@ fn mk_limited(checked: &Checked, retry_us: u64) -> Failure {
     let limits = checked.class.config.limits.iter().zip(checked.decision.verdicts());
     let violated = limits.filter(|(_, verdict)| verdict.wait_us > 0);
     let violated: Vec<String> = violated.map(|(limit, _)| limit.name.clone()).collect();
-    let why = format!("RateLimit \"{}\": no more of {}", checked.class.name, violated.join(", "));
+    let mut why =
+        format!("RateLimit \"{}\": no more of {}", checked.class.name, violated.join(", "));
+    if checked.crowded {
+        why.push_str("; it did not wait, because as many checks of this pod wait as may");
+    }
     let mut problem = Problem::new(Code::QuotaExceeded, why);
     problem.violated_policies = violated;
     Failure::from(problem.retry_after_ms(retry_us.div_ceil(1_000)))
@@ -164,7 +169,7 @@ fn mk_limited(checked: &Checked, retry_us: u64) -> Failure {
 
 /// Structured fields; seconds are rounded up, because earlier would be too early.
 fn with_headers(mut answer: Response, checked: &Checked) -> Response {
-    if checked.degraded {
+    if checked.degraded && checked.decision.count == 0 {
         return answer;
     }
     let limits = checked.class.config.limits.iter().zip(checked.decision.verdicts());

@@ -4,15 +4,21 @@ use std::{sync::Arc, time::Duration};
 
 use holdfast_api::bundle::Verb;
 use holdfast_core::{
-    Address, BackendError, Key, Kind,
-    ratelimit::{
-        Check, Decision, MAX_LIMITS, Mode, OnBackendFailure, Outcome, PERMIT_NAMES, Verdict,
-    },
+    Address, Key, Kind,
+    ratelimit::{Check, Decision, Mode, Outcome, PERMIT_NAMES},
 };
 use holdfast_wire::{CheckRequest, Code, PeekQuery, RefundRequest};
 
+use tokio::time::Instant;
+
 use super::{MAX_WAIT, Sidecar, mk_closing, terms::invalid};
 use crate::{authz, error::Failure, snapshot::RateLimitClass};
+
+/// How often a check that waits for a permit looks again, at first and at last.
+const POLL_FIRST: Duration = Duration::from_millis(25);
+const POLL_LAST: Duration = Duration::from_millis(500);
+/// Those who wait for the same window come back within so much after it begins.
+const SPREAD_MS: u64 = 10;
 
 /// A check that was decided.
 pub struct Checked {
@@ -24,6 +30,10 @@ pub struct Checked {
     pub permit: u64,
     /// Whether the store had no part in it.
     pub degraded: bool,
+    /// How long it waited.
+    pub waited: Duration,
+    /// Whether it could not wait, because too many did.
+    pub crowded: bool,
 }
 
 impl Sidecar {
@@ -46,19 +56,27 @@ impl Sidecar {
         request: &CheckRequest,
     ) -> Result<Checked, Failure> {
         let at = self.rate_address(&class, request.key.as_deref(), Verb::Acquire)?;
+        let cost = read_cost(request.cost)?;
         let check = Check {
-            cost: read_cost(request.cost)?,
+            cost,
+            least: cost,
             mode: Mode::Enforce,
-            max_wait_us: read_wait(request.wait_seconds)?,
+            max_wait_us: 0,
             permit: if class.has_permits { rand::random_range(0..PERMIT_NAMES) } else { 0 },
         };
-        let asked = class.client.check(&at, &class.policy, &check).await;
-        let (decision, degraded) = self.decide(&class, asked)?;
-        if let Outcome::Allowed { wait_us: 1.. } = decision.outcome
-            && !class.config.shadow
-        {
-            self.wait_for_slot(&class, &at, &check, decision).await?;
-        }
+        let wait = match class.config.shadow {
+            // Nobody is ever refused: nothing to wait for.
+            true => Duration::ZERO,
+            false => Duration::from_micros(read_wait(request.wait_seconds)?),
+        };
+        let checked = if wait.is_zero() {
+            let (decision, degraded) = self.check_once(&class, &at, &check).await?;
+            let waited = Duration::ZERO;
+            Checked { class, decision, permit: check.permit, degraded, waited, crowded: false }
+        } else {
+            Box::pin(self.check_patiently(class, &at, check, wait)).await?
+        };
+        let Checked { class, decision, .. } = &checked;
         let metrics = &class.metrics;
         match decision.outcome {
             Outcome::Allowed { .. } => metrics.allowed.inc(),
@@ -66,28 +84,71 @@ impl Sidecar {
             Outcome::Limited { .. } => metrics.limited.inc(),
             Outcome::TooLarge => metrics.failed.inc(),
         }
-        Ok(Checked { class, decision, permit: check.permit, degraded })
+        Ok(checked)
     }
 
-    /// What the class wants when its store does not answer.
-    fn decide(
+    async fn check_once(
         &self,
         class: &RateLimitClass,
-        asked: Result<Decision, BackendError>,
+        at: &Address,
+        check: &Check,
     ) -> Result<(Decision, bool), Failure> {
-        match (asked, class.config.on_backend_failure) {
-            (Ok(decision), _) => Ok((decision, false)),
-            (Err(error), OnBackendFailure::Open) if error.is_retryable() => {
-                class.metrics.degraded.inc();
-                let verdicts = [Verdict::default(); MAX_LIMITS];
-                let outcome = Outcome::Allowed { wait_us: 0 };
-                Ok((Decision { outcome, count: 0, verdicts }, true))
-            }
-            (Err(error), OnBackendFailure::Open | OnBackendFailure::Closed) => {
-                class.metrics.failed.inc();
-                Err(error.into())
-            }
+        let asked = class.client.check(at, &class.plan, check).await;
+        let (decision, degraded) = asked.inspect_err(|_| class.metrics.failed.inc())?;
+        if degraded {
+            class.metrics.degraded.inc();
         }
+        Ok((decision, degraded))
+    }
+
+    /// Shapes. A token bucket names a slot, which is then ours. The other algorithms have none to
+    /// give: the check is asked again when the store said that it could pass.
+    async fn check_patiently(
+        &self,
+        class: Arc<RateLimitClass>,
+        at: &Address,
+        mut check: Check,
+        wait: Duration,
+    ) -> Result<Checked, Failure> {
+        let began = Instant::now();
+        let place = self.wait_slot(&class.metrics.waiting, wait).ok().flatten();
+        let patience = if place.is_some() { wait } else { Duration::ZERO };
+        let (mut poll, mut slot) = (POLL_FIRST, Duration::ZERO);
+        let (decision, degraded) = loop {
+            let left = patience.saturating_sub(began.elapsed());
+            check.max_wait_us = left.as_micros() as u64;
+            let (decision, degraded) = self.check_once(&class, at, &check).await?;
+            match decision.outcome {
+                Outcome::Allowed { wait_us: 0 } | Outcome::TooLarge => break (decision, degraded),
+                Outcome::Allowed { wait_us } => {
+                    slot = Duration::from_micros(wait_us);
+                    self.wait_for_slot(&class, at, &check, slot).await?;
+                    break (decision, degraded);
+                }
+                Outcome::Limited { retry_us } => {
+                    let retry = Duration::from_micros(retry_us);
+                    let pause = match class.has_permits {
+                        // A permit may be released before it ends, and nobody tells us.
+                        true => retry.min(poll),
+                        false => retry + Duration::from_millis(rand::random_range(0..SPREAD_MS)),
+                    };
+                    if pause > left || left.is_zero() {
+                        break (decision, degraded);
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.closing.cancelled() => return Err(mk_closing()),
+                    }
+                    poll = (2 * poll).min(POLL_LAST);
+                }
+            }
+        };
+        let waited = match check.max_wait_us {
+            0 => Duration::ZERO,
+            _ => slot.max(began.elapsed()),
+        };
+        let crowded = place.is_none();
+        Ok(Checked { class, decision, permit: check.permit, degraded, waited, crowded })
     }
 
     /// Waits until the slot that was reserved. A caller that goes away gives it back.
@@ -96,12 +157,11 @@ impl Sidecar {
         class: &Arc<RateLimitClass>,
         at: &Address,
         check: &Check,
-        decision: Decision,
+        wait: Duration,
     ) -> Result<(), Failure> {
-        let Outcome::Allowed { wait_us } = decision.outcome else { return Ok(()) };
         let slot = Slot { class, at, check, taken: false };
         tokio::select! {
-            () = tokio::time::sleep(Duration::from_micros(wait_us)) => {
+            () = tokio::time::sleep(wait) => {
                 slot.take();
                 Ok(())
             }
@@ -117,9 +177,10 @@ impl Sidecar {
         let class = self.snapshot.load().rate_limit(name)?.clone();
         let at = self.rate_address(&class, query.key.as_deref(), Verb::Read)?;
         let cost = read_cost(query.cost)?;
-        let check = Check { cost, mode: Mode::Peek, max_wait_us: 0, permit: 0 };
-        let decision = class.client.check(&at, &class.policy, &check).await?;
-        Ok(Checked { class, decision, permit: 0, degraded: false })
+        let check = Check { cost, mode: Mode::Peek, max_wait_us: 0, permit: 0, least: cost };
+        let (decision, degraded) = class.client.check(&at, &class.plan, &check).await?;
+        let waited = Duration::ZERO;
+        Ok(Checked { class, decision, permit: 0, degraded, waited, crowded: false })
     }
 
     /// Gives back what a check charged.
@@ -130,11 +191,11 @@ impl Sidecar {
         let class = self.snapshot.load().rate_limit(name)?.clone();
         let at = self.rate_address(&class, request.key.as_deref(), Verb::Acquire)?;
         let cost = read_cost(request.cost)?;
-        let most = class.policy.capacity();
+        let most = class.plan.policy.capacity();
         if cost > most {
             return Err(invalid("cost", &format!("must be at most {most}, as in a check")));
         }
-        class.client.refund(&at, &class.policy, cost).await?;
+        class.client.refund(&at, &class.plan, cost).await?;
         Ok(cost)
     }
 
@@ -153,7 +214,7 @@ impl Sidecar {
         let permit = permit.and_then(|text| text.parse().ok()).filter(|name| *name < PERMIT_NAMES);
         let permit =
             permit.ok_or_else(|| invalid("permit", "is required: as check answered it"))?;
-        Ok(class.client.release(&at, &class.policy, permit).await?)
+        Ok(class.client.release(&at, &class.plan, permit).await?)
     }
 
     fn rate_address(
@@ -202,12 +263,12 @@ impl Drop for Slot<'_> {
         {
             let (class, at, check) = (self.class.clone(), self.at.clone(), *self.check);
             runtime.spawn(async move {
-                let refunded = class.client.refund(&at, &class.policy, check.cost).await;
+                let refunded = class.client.refund(&at, &class.plan, check.cost).await;
                 if let Err(error) = refunded {
                     tracing::debug!(%at, %error, "a slot could not be given back");
                 }
                 if class.has_permits {
-                    drop(class.client.release(&at, &class.policy, check.permit).await);
+                    drop(class.client.release(&at, &class.plan, check.permit).await);
                 }
             });
         }

@@ -6,9 +6,10 @@ use holdfast_api::{
     bundle::{AccessRule, BundleClass},
     load::did_you_mean,
 };
+use holdfast_backend::limiter::{Limiter, Plan};
 use holdfast_core::{
     ClassName,
-    ratelimit::{Algorithm, Policy, RateLimitBackend, RateLimitConfig},
+    ratelimit::{Algorithm, RateLimitConfig},
 };
 use holdfast_wire::Code;
 
@@ -29,8 +30,8 @@ pub struct RateLimitClass {
     pub guarantee: String,
     /// Its configuration.
     pub config: RateLimitConfig,
-    /// What each transition carries.
-    pub policy: Arc<Policy>,
+    /// How it is served.
+    pub plan: Plan,
     /// The `RateLimit-Policy` header: the same for every answer.
     pub header: String,
     /// Whether a check takes a permit that must be released.
@@ -38,7 +39,7 @@ pub struct RateLimitClass {
     /// Who may use it.
     pub access: Vec<AccessRule>,
     /// Where it lives.
-    pub client: Arc<dyn RateLimitBackend>,
+    pub client: Arc<Limiter>,
     /// Its metrics.
     pub metrics: RateLimitMetrics,
     /// What an Envoy is told and counted; made when one asks.
@@ -49,7 +50,7 @@ impl RateLimitClass {
     pub(super) fn new(
         class: &BundleClass,
         config: &RateLimitConfig,
-        client: Arc<dyn RateLimitBackend>,
+        client: Arc<Limiter>,
         metrics: &Metrics,
     ) -> Self {
         // Names are checked to be of a-z, 0-9 and '-': they need no escapes in a structured field.
@@ -65,8 +66,8 @@ impl RateLimitClass {
         RateLimitClass {
             name: class.name.clone(),
             backend: class.backend.clone(),
-            guarantee: client.guarantee().to_string(),
-            policy: config.policy(),
+            guarantee: client.store().guarantee().to_string(),
+            plan: Plan::new(config),
             header: policies.collect::<Vec<_>>().join(", "),
             has_permits: config.limits.iter().any(|limit| is_permits(limit.algorithm)),
             config: config.clone(),

@@ -33,6 +33,27 @@ metadata: {name: exports}
 spec:
   backend: main
   limits: [{name: running, algorithm: Concurrency, limit: 1, windowSeconds: 600}]
+---
+apiVersion: holdfast.dev/v1alpha1
+kind: RateLimit
+metadata: {name: windows}
+spec:
+  backend: main
+  limits: [{name: w, algorithm: FixedWindow, limit: 2, windowSeconds: 1}]
+---
+apiVersion: holdfast.dev/v1alpha1
+kind: RateLimit
+metadata: {name: sliding}
+spec:
+  backend: main
+  limits: [{name: w, algorithm: SlidingWindow, limit: 2, windowSeconds: 1}]
+---
+apiVersion: holdfast.dev/v1alpha1
+kind: RateLimit
+metadata: {name: slow}
+spec:
+  backend: main
+  limits: [{name: l, limit: 1, windowSeconds: 1, burst: 1}]
 "#;
 
 #[tokio::test]
@@ -95,4 +116,57 @@ async fn a_permit_is_held_until_it_is_released() {
     assert_eq!(app.post(&path).await.body["released"], true);
     assert_eq!(app.post(&path).await.body["released"], false);
     assert_eq!(app.post("/v1/ratelimits/exports/check").await.status, 200);
+}
+
+/// Windows have no slots to give; who waits is let in when one begins.
+#[tokio::test]
+async fn a_check_waits_for_a_window_too() {
+    let app = start_with(CLASSES).await;
+    for class in ["windows", "sliding"] {
+        let path = format!("/v1/ratelimits/{class}/check?waitSeconds=10");
+        let mut waited = 0;
+        for _ in 0..5 {
+            let answer = app.post(&path).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            waited += answer.body["waitedMs"].as_u64().unwrap();
+        }
+        // Five at two a second: at least one window was waited out.
+        assert!(waited >= 500, "{class}: {waited} ms");
+        let path = format!("/v1/ratelimits/{class}/check?cost=2&waitSeconds=0.001");
+        let hurried = app.post(&path);
+        hurried.await.is_problem(429, "quota_exceeded");
+    }
+}
+
+#[tokio::test]
+async fn a_check_waits_for_a_permit_and_gets_it_when_it_is_released() {
+    let app = start_with(CLASSES).await;
+    let first = app.post("/v1/ratelimits/exports/check").await;
+    let permit = first.body["permit"].as_str().unwrap();
+    let waits = app.post("/v1/ratelimits/exports/check?waitSeconds=20");
+    let release = async {
+        let class = app.serving.sidecar.snapshot.load().rate_limit("exports").unwrap().clone();
+        while class.metrics.waiting.get() == 0 {
+            tokio::task::yield_now().await;
+        }
+        app.post(&format!("/v1/ratelimits/exports/release?permit={permit}")).await
+    };
+    let (waited, _) = tokio::join!(waits, release);
+    assert_eq!(waited.status, 200, "{waited:?}");
+    assert_ne!(waited.body["permit"], first.body["permit"]);
+}
+
+/// One more than may wait is answered at once, and those who wait give their slots back at the end.
+#[tokio::test]
+async fn no_more_checks_wait_than_may() {
+    let app = start_with(CLASSES).await;
+    let class = app.serving.sidecar.snapshot.load().rate_limit("slow").unwrap().clone();
+    app.post("/v1/ratelimits/slow/check").await;
+    class.metrics.waiting.set(holdfast_sidecar::service::MAX_WAITING_PER_CLASS);
+    let crowded = app.post("/v1/ratelimits/slow/check?waitSeconds=30").await;
+    crowded.is_problem(429, "quota_exceeded");
+    assert!(crowded.body["detail"].as_str().unwrap().contains("did not wait"), "{crowded:?}");
+    class.metrics.waiting.set(0);
+    assert_eq!(app.post("/v1/ratelimits/slow/check?waitSeconds=30").await.status, 200);
+    assert_eq!(class.metrics.waiting.get(), 0, "a place is left");
 }

@@ -46,7 +46,13 @@ use crate::validate::{FieldError, Resolved, Validate};
     validation = Rule::new("self.backend != 'lease'")
         .message("a rate limit cannot live on Leases, each check would be a write to etcd: set backend to the name of a Redis Backend"),
     validation = Rule::new("self.backend != 'memory'")
-        .message("the memory backend exists in `holdfast dev` only: set backend to the name of a Redis Backend")
+        .message("the memory backend exists in `holdfast dev` only: set backend to the name of a Redis Backend"),
+    validation = Rule::new("!has(self.localSharePercent) || self.onBackendFailure == 'Local'")
+        .message("localSharePercent goes with onBackendFailure: Local only: leave it out"),
+    validation = Rule::new("!has(self.leased) || self.accuracy == 'Leased'")
+        .message("leased goes with accuracy: Leased only: leave it out"),
+    validation = Rule::new("self.accuracy != 'Leased' || self.limits.all(l, l.algorithm != 'Concurrency')")
+        .message("a Concurrency limit cannot be Leased, its permits have names: use accuracy Exact")
 )]
 pub struct RateLimitSpec {
     /// The name of a Redis Backend. Cannot be changed, because what was spent would be forgotten.
@@ -58,9 +64,21 @@ pub struct RateLimitSpec {
     #[schemars(length(min = 1, max = 8))]
     pub limits: Vec<LimitSpec>,
     /// What a sidecar does while the store does not answer: `Closed` answers 503, `Open` lets
-    /// everything pass.
+    /// everything pass, `Local` enforces `localSharePercent` of each limit in each pod.
     #[serde(default)]
     pub on_backend_failure: OnBackendFailure,
+    /// With `Local`: how much of each limit a pod admits by itself, at least 1; 20 when absent. For
+    /// no more than the limit together, set it to 100 divided by the number of pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub local_share_percent: Option<u32>,
+    /// `Exact` asks the store for each check. `Leased` takes tokens in batches and serves checks from
+    /// memory; status.overAdmission says how much more may pass.
+    #[serde(default)]
+    pub accuracy: Accuracy,
+    /// The terms of `Leased`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leased: Option<LeasedSpec>,
     /// Count and show, but let everything pass: to try a limit out.
     #[serde(default)]
     pub shadow: bool,
@@ -124,7 +142,50 @@ pub enum OnBackendFailure {
     /// 503.
     #[default]
     Closed,
+    /// A share of each limit, enforced by each pod.
+    Local,
 }
+
+/// Whether each check asks the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Accuracy {
+    /// It does.
+    #[default]
+    Exact,
+    /// Checks are served from tokens that were taken in batches.
+    Leased,
+}
+
+/// How tokens are taken in batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LeasedSpec {
+    /// The most tokens that a sidecar has in hand for a key. It takes fewer where fewer are used.
+    #[serde(default = "default_batch")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub batch: u32,
+    /// For how many seconds a sidecar uses what it took, at most the shortest window.
+    #[serde(default = "default_staleness")]
+    #[schemars(range(min = 1, max = 60))]
+    pub max_staleness_seconds: u32,
+}
+
+const fn default_batch() -> u32 {
+    20
+}
+
+const fn default_staleness() -> u32 {
+    1
+}
+
+impl Default for LeasedSpec {
+    fn default() -> Self {
+        LeasedSpec { batch: default_batch(), max_staleness_seconds: default_staleness() }
+    }
+}
+
+/// The share of a pod that is not told its own.
+const DEFAULT_SHARE: u32 = 20;
 
 /// What the operator observed.
 #[derive(Clone, Debug, Default, PartialEq, KubeSchema, Serialize, Deserialize)]
@@ -143,6 +204,65 @@ pub struct RateLimitStatus {
     /// What a decision promises; see docs/guarantees.md.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guarantee: Option<String>,
+    /// With accuracy `Leased`: how much more than the limits say may pass in any window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over_admission: Option<String>,
+}
+
+impl RateLimitSpec {
+    fn check_modes(&self, errors: &mut Vec<FieldError>) {
+        let mut refuse = |field: &str, why: &str| {
+            errors.push(FieldError::new(format!("spec.{field}"), why));
+        };
+        match (self.on_backend_failure, self.local_share_percent) {
+            (OnBackendFailure::Local, Some(1..=100) | None) => {}
+            (OnBackendFailure::Local, Some(_)) => refuse("localSharePercent", "must be 1 to 100"),
+            (OnBackendFailure::Open | OnBackendFailure::Closed, Some(_)) => {
+                refuse("localSharePercent", "goes with onBackendFailure: Local only: leave it out")
+            }
+            (OnBackendFailure::Open | OnBackendFailure::Closed, None) => {}
+        }
+        if self.accuracy == Accuracy::Exact {
+            if self.leased.is_some() {
+                refuse("leased", "goes with accuracy: Leased only: leave it out");
+            }
+            return;
+        }
+        let LeasedSpec { batch, max_staleness_seconds } = self.leased.unwrap_or_default();
+        if !(1..=100_000).contains(&batch) {
+            refuse("leased.batch", "must be 1 to 100000");
+        }
+        let shortest = self.limits.iter().map(|limit| limit.window_seconds).min().unwrap_or(1);
+        if max_staleness_seconds == 0 || max_staleness_seconds > shortest.min(60) {
+            let why = "must be 1 to 60, and at most the shortest windowSeconds";
+            refuse("leased.maxStalenessSeconds", why);
+        }
+        if self.limits.iter().any(|limit| limit.algorithm == Algorithm::Concurrency) {
+            let why =
+                "cannot be Leased with a Concurrency limit, its permits have names: use Exact";
+            refuse("accuracy", why);
+        }
+    }
+
+    fn core_accuracy(&self) -> ratelimit::Accuracy {
+        let LeasedSpec { batch, max_staleness_seconds } = self.leased.unwrap_or_default();
+        match self.accuracy {
+            Accuracy::Exact => ratelimit::Accuracy::Exact,
+            Accuracy::Leased => {
+                ratelimit::Accuracy::Leased { batch: batch.into(), max_staleness_seconds }
+            }
+        }
+    }
+}
+
+/// As the schema says: what fits into a header without escapes.
+fn is_limit_name(name: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let (first, last) = (name.bytes().next(), name.bytes().next_back());
+    name.len() <= 63
+        && name.bytes().all(|byte| is_word(byte) || byte == b'-')
+        && first.is_some_and(is_word)
+        && last.is_some_and(is_word)
 }
 
 impl LimitSpec {
@@ -154,8 +274,9 @@ impl LimitSpec {
         if !(1..=MAX_WINDOW_SECONDS).contains(&self.window_seconds) {
             refuse("windowSeconds", "must be 1 to 2678400 (31 days)");
         }
-        if self.name.is_empty() || ClassName::new(&self.name).is_err() {
-            refuse("name", "must have at most 52 characters of a-z, 0-9 and '-'");
+        if !is_limit_name(&self.name) {
+            let why = "must have 1 to 63 characters of a-z, 0-9 and '-', and neither start nor end with '-'";
+            refuse("name", why);
         }
         let is_bucket = self.algorithm == Algorithm::TokenBucket;
         match self.burst {
@@ -218,6 +339,7 @@ impl Validate for RateLimit {
                 refuse("name", "is there twice");
             }
         }
+        spec.check_modes(&mut errors);
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -227,8 +349,12 @@ impl Validate for RateLimit {
             on_backend_failure: match spec.on_backend_failure {
                 OnBackendFailure::Open => ratelimit::OnBackendFailure::Open,
                 OnBackendFailure::Closed => ratelimit::OnBackendFailure::Closed,
+                OnBackendFailure::Local => ratelimit::OnBackendFailure::Local {
+                    share_percent: spec.local_share_percent.unwrap_or(DEFAULT_SHARE),
+                },
             },
             shadow: spec.shadow,
+            accuracy: spec.core_accuracy(),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use holdfast_core::{
     Address, BackendError, Clock, Guarantee, Substrate,
-    ratelimit::{Check, Decision, Mode, Policy, RateLimitBackend, state::RateState},
+    ratelimit::{Check, Decision, Mode, Policy, RateLimitBackend, Taken, state::RateState},
 };
 
 use crate::hub::lock;
@@ -113,6 +113,16 @@ impl RateLimitBackend for MemoryRateLimits {
         cost: u64,
     ) -> Result<(), BackendError> {
         self.step(at, policy, |state, now_us| state.refund(policy, now_us, cost));
+        Ok(())
+    }
+
+    async fn put_back(
+        &self,
+        at: &Address,
+        policy: &Arc<Policy>,
+        taken: Taken,
+    ) -> Result<(), BackendError> {
+        self.step(at, policy, |state, now_us| state.put_back(policy, now_us, taken));
         Ok(())
     }
 

@@ -51,7 +51,7 @@ const SCAN_ROUNDS: usize = 1_000;
 /// [`LockBackend::list`] needs SCAN, which a tenant's user may not run: it would show the keys of
 /// others.
 pub struct RedisLocks {
-    client: Client,
+    client: Arc<Client>,
     acked: Option<Acked>,
     namespace: Arc<str>,
     marker: String,
@@ -77,13 +77,15 @@ impl RedisLocks {
         hub: Arc<Hub>,
         epoch: watch::Receiver<Option<KnownEpoch>>,
     ) -> Result<Arc<Self>, BackendError> {
-        Self::with_client(Client::new(config), namespace, session, hub, epoch)
+        Self::with_client(Arc::new(Client::new(config)), namespace, session, hub, epoch)
     }
 
-    /// As [`RedisLocks::connect`], with a client that a test has prepared.
-    #[doc(hidden)]
+    /// As [`RedisLocks::connect`], on a client that others use as well.
+    ///
+    /// # Errors
+    /// When its configuration cannot be used at all.
     pub fn with_client(
-        client: Client,
+        client: Arc<Client>,
         namespace: &str,
         session: SessionId,
         hub: Arc<Hub>,

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use holdfast_core::{
     Address, BackendError, Guarantee, Substrate,
-    ratelimit::{Check, Decision, MAX_LIMITS, Mode, Outcome, Policy, RateLimitBackend, Verdict},
+    ratelimit::{
+        Check, Decision, MAX_LIMITS, Mode, Outcome, Policy, RateLimitBackend, Taken, Verdict,
+    },
 };
 
 use super::{
@@ -85,9 +87,16 @@ impl RateLimitBackend for RedisRateLimits {
         };
         let (cost, wait) = (check.cost.to_string(), check.max_wait_us.to_string());
         let permit = check.permit.to_string();
-        let args = [policy.token.as_str(), &cost, mode, &wait, &permit];
-        let mut reply = self.step(Transition::RatelimitCheck, at, &args).await?;
+        let least = (check.least < check.cost).then(|| check.least.to_string());
+        let args =
+            [policy.token.as_str(), &cost, mode, &wait, &permit, least.as_deref().unwrap_or("")];
+        let args = if least.is_some() { &args[..] } else { &args[..5] };
+        let mut reply = self.step(Transition::RatelimitCheck, at, args).await?;
         let (code, us) = (reply.signed()?, reply.number()?);
+        let taken = match least {
+            Some(_) => Taken { amount: reply.number()?, at_us: reply.number()? },
+            None => Taken::default(),
+        };
         let outcome = match code {
             1 => Outcome::Allowed { wait_us: us },
             0 => Outcome::Limited { retry_us: us },
@@ -106,7 +115,7 @@ impl RateLimitBackend for RedisRateLimits {
             };
             count += 1;
         }
-        Ok(Decision { outcome, count, verdicts })
+        Ok(Decision { outcome, count, verdicts, taken })
     }
 
     async fn refund(
@@ -117,6 +126,17 @@ impl RateLimitBackend for RedisRateLimits {
     ) -> Result<(), BackendError> {
         let cost = cost.to_string();
         self.step(Transition::RatelimitRefund, at, &[&policy.token, &cost]).await.map(drop)
+    }
+
+    async fn put_back(
+        &self,
+        at: &Address,
+        policy: &Arc<Policy>,
+        taken: Taken,
+    ) -> Result<(), BackendError> {
+        let (amount, when) = (taken.amount.to_string(), taken.at_us.to_string());
+        let args = [policy.token.as_str(), &amount, &when];
+        self.step(Transition::RatelimitPutBack, at, &args).await.map(drop)
     }
 
     async fn release(
@@ -132,6 +152,7 @@ impl RateLimitBackend for RedisRateLimits {
 
     async fn reset(&self, at: &Address) -> Result<(), BackendError> {
         let name = self.name(at)?;
-        self.client.run::<i64>(redis::cmd("DEL").arg(name)).await.map(drop)
+        // A tenant may not delete, but end what its transitions could end as well.
+        self.client.run::<i64>(redis::cmd("PEXPIRE").arg(name).arg(0)).await.map(drop)
     }
 }

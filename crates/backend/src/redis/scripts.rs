@@ -36,11 +36,13 @@ pub enum Transition {
     RatelimitRefund,
     /// `ratelimit_release.lua`.
     RatelimitRelease,
+    /// `ratelimit_put_back.lua`.
+    RatelimitPutBack,
 }
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 11] = [
+    pub const ALL: [Transition; 12] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
@@ -52,6 +54,7 @@ impl Transition {
         Transition::RatelimitCheck,
         Transition::RatelimitRefund,
         Transition::RatelimitRelease,
+        Transition::RatelimitPutBack,
     ];
 
     const fn name(self) -> &'static str {
@@ -67,6 +70,7 @@ impl Transition {
             Transition::RatelimitCheck => "ratelimit_check",
             Transition::RatelimitRefund => "ratelimit_refund",
             Transition::RatelimitRelease => "ratelimit_release",
+            Transition::RatelimitPutBack => "ratelimit_put_back",
         }
     }
 
@@ -83,6 +87,7 @@ impl Transition {
             Transition::RatelimitCheck => include_str!("lua/ratelimit_check.lua"),
             Transition::RatelimitRefund => include_str!("lua/ratelimit_refund.lua"),
             Transition::RatelimitRelease => include_str!("lua/ratelimit_release.lua"),
+            Transition::RatelimitPutBack => include_str!("lua/ratelimit_put_back.lua"),
         }
     }
 
@@ -99,7 +104,8 @@ impl Transition {
             | Transition::LockNewest => PRELUDE,
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
-            | Transition::RatelimitRelease => RATELIMIT_PRELUDE,
+            | Transition::RatelimitRelease
+            | Transition::RatelimitPutBack => RATELIMIT_PRELUDE,
         }
     }
 
@@ -113,7 +119,8 @@ impl Transition {
             | Transition::LockBeat
             | Transition::LockForceRelease
             | Transition::RatelimitRefund
-            | Transition::RatelimitRelease => "'allow-oom'",
+            | Transition::RatelimitRelease
+            | Transition::RatelimitPutBack => "'allow-oom'",
             Transition::LockQuery | Transition::LockNewest => "'no-writes'",
         }
     }

@@ -15,6 +15,7 @@ mod fixture;
 mod history;
 mod lease;
 mod lock;
+mod ratelimit;
 mod redis;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../support/redis.rs"]

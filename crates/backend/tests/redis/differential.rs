@@ -57,7 +57,7 @@ struct Subject {
 impl Subject {
     async fn start(args: &[&str], scripts: &'static Scripts) -> Self {
         let store = Store::start(args).await;
-        let client = Client::with_scripts(mk_redis(&store.server), scripts);
+        let client = Arc::new(Client::with_scripts(mk_redis(&store.server), scripts));
         let (session, epoch) = (SessionId::random(), store.epoch.subscribe());
         let locks = RedisLocks::with_client(client, NAMESPACE, session, Hub::new(), epoch).unwrap();
         let url = format!("redis://{}/", store.server.address());

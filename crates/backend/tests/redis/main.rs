@@ -8,6 +8,7 @@ mod epochs;
 mod failures;
 mod fixture;
 mod handover;
+mod limiters;
 mod model;
 mod ratelimits;
 mod sentinel;

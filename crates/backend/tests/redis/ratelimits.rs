@@ -9,7 +9,7 @@ use holdfast_backend::redis::{RedisRateLimits, client::Client, scripts::Scripts}
 use holdfast_core::{
     Address, ClassName, Key, Kind,
     ratelimit::{
-        Algorithm, Check, Decision, Limit, Mode, Outcome, Policy, RateLimitBackend, Rule,
+        Algorithm, Check, Decision, Limit, Mode, Outcome, Policy, RateLimitBackend, Rule, Taken,
         state::RateState,
     },
 };
@@ -114,7 +114,15 @@ async fn compare(
                 |why: String| format!("seed {seed}, history {history}, step {step}: {why}");
             let is_fresh = state.is_none();
             let model = state.get_or_insert_with(|| RateState::new(policy, now));
-            match rng.random_range(0..10) {
+            match rng.random_range(0..11) {
+                10 => {
+                    let at_us = now.saturating_sub(rng.random_range(0..4_000_000));
+                    let taken = Taken { amount: rng.random_range(1..6), at_us };
+                    model.put_back(policy, now, taken);
+                    let put_back = limits.put_back(&at, policy, taken).await;
+                    put_back.map_err(|error| failed(error.to_string()))?;
+                    *seen.entry("put back").or_default() += 1;
+                }
                 0 => {
                     let cost = rng.random_range(1..5);
                     model.refund(policy, now, cost);
@@ -132,10 +140,12 @@ async fn compare(
                     }
                 }
                 n => {
+                    let cost = rng.random_range(1..8);
                     let check = Check {
-                        cost: rng.random_range(1..8),
+                        cost,
+                        least: if n == 4 { rng.random_range(1..=cost) } else { cost },
                         mode: if n == 2 { Mode::Peek } else { Mode::Enforce },
-                        max_wait_us: if n == 3 { 2_000_000 } else { 0 },
+                        max_wait_us: if (5..=6).contains(&n) || n == 3 { 2_000_000 } else { 0 },
                         permit: rng.random_range(0..8),
                     };
                     let expected = match check.mode {
@@ -163,7 +173,7 @@ async fn compare(
 async fn rate_limit_functions_do_what_the_rules_say() {
     let seen = compare(&[], &SCRIPTS, 7, 300).await.unwrap_or_else(|error| panic!("{error}"));
     assert!(seen.values().sum::<usize>() >= 10_000);
-    assert_eq!(seen.len(), 7, "a kind of outcome never happened: {seen:?}");
+    assert_eq!(seen.len(), 8, "a kind of outcome never happened: {seen:?}");
     assert!(seen.values().all(|times| *times >= 20), "too seldom: {seen:?}");
 }
 
@@ -188,7 +198,7 @@ async fn a_record_ends_with_what_it_says() {
         redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
     let policy = mk_policy(1, &[mk_limit(Algorithm::TokenBucket, 10, 10, 10)]);
     let at = mk_address("order/1");
-    let check = Check { cost: 3, mode: Mode::Enforce, max_wait_us: 0, permit: 0 };
+    let check = Check { cost: 3, mode: Mode::Enforce, max_wait_us: 0, permit: 0, least: 3 };
     assert_eq!(kind_of(&limits.check(&at, &policy, &check).await.unwrap()), "allowed");
     let names: Vec<String> = redis::cmd("KEYS").arg("*").query_async(&mut direct).await.unwrap();
     assert_eq!(names, ["hf:shop:{ratelimit/api/order/1}:r"]);
@@ -210,7 +220,8 @@ async fn many_sidecars_together_keep_one_limit() {
         tokio::spawn(async move {
             let mut passed = 0;
             for _ in 0..40 {
-                let check = Check { cost: 1, mode: Mode::Enforce, max_wait_us: 0, permit: 0 };
+                let check =
+                    Check { cost: 1, mode: Mode::Enforce, max_wait_us: 0, permit: 0, least: 1 };
                 let decision = limits.check(&mk_address("all"), &policy, &check).await.unwrap();
                 passed += usize::from(kind_of(&decision) == "allowed");
             }

@@ -3,12 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_backend::redis::{
-    Credentials, RedisLocks,
+    Credentials, RedisConfig, RedisLocks, RedisRateLimits,
     scripts::{Scripts, Transition},
 };
 use holdfast_core::{
-    BackendError, HoldId, SessionId,
+    Address, BackendError, HoldId, Kind, SessionId,
     lock::{Attempt, LockBackend, Push, Renewal},
+    ratelimit::{Algorithm, Check, Limit, Mode, Outcome, Policy, RateLimitBackend, Rule},
 };
 
 use crate::{
@@ -31,11 +32,15 @@ async fn with_tenant_on(server: RedisServer) -> Store {
     store
 }
 
-fn tenant(store: &Store) -> Session {
+fn tenant_config(store: &Store) -> RedisConfig {
     let credentials =
         Credentials { username: Some("tenant".into()), password: Some(PASSWORD.into()) };
     let source = Arc::new(move || Ok(credentials.clone()));
-    store.session_as(mk_redis(&store.server).with_credentials(source))
+    mk_redis(&store.server).with_credentials(source)
+}
+
+fn tenant(store: &Store) -> Session {
+    store.session_as(tenant_config(store))
 }
 
 fn url(server: &RedisServer) -> String {
@@ -63,6 +68,32 @@ async fn works(store: &Store) {
     one.locks.force_release(&at, &config).await.unwrap().unwrap();
     assert_eq!(inbox.recv().await, Push::Lost);
     assert_eq!(two.locks.renew(&at, &config, &second, TTL).await, Ok(Renewal::Lost));
+    limits_work(store).await;
+}
+
+async fn limits_work(store: &Store) {
+    let limits = RedisRateLimits::connect(tenant_config(store), NAMESPACE).unwrap();
+    let limit = |algorithm, limit| Limit {
+        name: "l".into(),
+        algorithm,
+        limit,
+        window_seconds: 60,
+        burst: limit,
+    };
+    let limit_2 = [limit(Algorithm::TokenBucket, 2), limit(Algorithm::Concurrency, 2)];
+    let policy = Arc::new(Policy::new(1, limit_2.iter().map(Rule::new).collect()));
+    let at = Address { kind: Kind::RateLimit, ..mk_address("a") };
+    let check = Check { cost: 2, mode: Mode::Enforce, max_wait_us: 0, permit: 7, least: 2 };
+    let allowed = Outcome::Allowed { wait_us: 0 };
+    for _ in 0..2 {
+        assert_eq!(limits.check(&at, &policy, &check).await.unwrap().outcome, allowed);
+        limits.refund(&at, &policy, 2).await.unwrap();
+        assert!(limits.release(&at, &policy, 7).await.unwrap());
+        assert_eq!(limits.check(&at, &policy, &check).await.unwrap().outcome, allowed);
+        let refused = limits.check(&at, &policy, &check).await.unwrap().outcome;
+        assert!(matches!(refused, Outcome::Limited { .. }), "{refused:?}");
+        limits.reset(&at).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -222,10 +253,10 @@ async fn a_purged_class_leaves_nothing_but_the_number_to_start_above() {
     // Classes whose names it begins or contains stay.
     for stays in ["orders-2", "my-orders"] {
         let class = holdfast_core::ClassName::new(stays).unwrap();
-        let at = holdfast_core::Address { class, ..mk_address("a") };
+        let at = Address { class, ..mk_address("a") };
         session.grant(&at, &config, &HoldId::random()).await;
     }
-    let kind = holdfast_core::Kind::Lock;
+    let kind = Kind::Lock;
     assert_eq!(store.admin.purge_class(NAMESPACE, kind, &class).await, Ok(top));
     assert_eq!(store.admin.purge_class(NAMESPACE, kind, &class).await, Ok(0));
     let mut left: Vec<String> = store.command(&["KEYS", "*"]).await.unwrap();

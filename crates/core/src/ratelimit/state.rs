@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{
-    Check, Decision, MAX_LIMITS, Mode, Outcome, Policy, Rule, Verdict,
+    Check, Decision, MAX_LIMITS, Mode, Outcome, Policy, Rule, Taken, Verdict,
     concurrency::{self, Permit},
     fixed_window, sliding_window, token_bucket,
 };
@@ -118,20 +118,18 @@ impl Slot {
         }
     }
 
-    fn charge(&mut self, rule: &Rule, now_us: u64, check: &Check) {
+    fn charge(&mut self, rule: &Rule, now_us: u64, cost: u64, permit: u64) {
         match self {
             Slot::Bucket { level } => {
                 if let Rule::TokenBucket { unit, .. } = rule {
-                    *level += check.cost * unit;
+                    *level += cost * unit;
                 }
             }
-            Slot::Sliding { current: count, .. } | Slot::Fixed { count, .. } => {
-                *count += check.cost
-            }
+            Slot::Sliding { current: count, .. } | Slot::Fixed { count, .. } => *count += cost,
             Slot::Permits(held) => {
                 if let Rule::Concurrency { ttl_us, .. } = rule {
                     let expires_us = now_us + ttl_us;
-                    held.push(Permit { name: check.permit, cost: check.cost, expires_us });
+                    held.push(Permit { name: permit, cost, expires_us });
                 }
             }
         }
@@ -148,6 +146,26 @@ impl Slot {
                 *count = count.saturating_sub(cost);
             }
             Slot::Permits(_) => {}
+        }
+    }
+
+    /// Gives back what was charged at a time and never used. A bucket that was charged stands higher
+    /// than it would have by what was charged, less what has drained since, at the least; a window
+    /// that has ended has forgotten it.
+    fn put_back(&mut self, rule: &Rule, now_us: u64, taken: Taken) {
+        match (self, *rule) {
+            (Slot::Bucket { level }, Rule::TokenBucket { unit, drain, .. }) => {
+                let charged = taken.amount.saturating_mul(unit);
+                let gone = now_us.saturating_sub(taken.at_us).saturating_mul(drain);
+                *level = level.saturating_sub(charged.saturating_sub(gone));
+            }
+            (Slot::Sliding { start, current: count, .. }, _)
+            | (Slot::Fixed { start, count }, _) => {
+                if *start <= taken.at_us {
+                    *count = count.saturating_sub(taken.amount);
+                }
+            }
+            (Slot::Bucket { .. } | Slot::Permits(_), _) => {}
         }
     }
 
@@ -227,16 +245,24 @@ impl RateState {
         let now_us = self.begin(policy, now_us);
         let policy = &self.policy;
         let slots = self.slots.as_mut();
+        let mut cost = check.cost;
+        if check.least < cost {
+            let left = slots
+                .iter()
+                .zip(&policy.rules)
+                .map(|(slot, rule)| slot.judge(rule, now_us, 0).remaining);
+            cost = left.min().unwrap_or(0).clamp(check.least, cost);
+        }
         let mut verdicts = [Verdict::default(); MAX_LIMITS];
         let (mut too_large, mut refused, mut wait_us) = (false, false, 0);
         let rules = policy.rules.iter().take(MAX_LIMITS);
         for ((slot, rule), verdict) in slots.iter().zip(rules).zip(&mut verdicts) {
-            if check.cost > rule.capacity() {
+            if cost > rule.capacity() {
                 too_large = true;
                 *verdict = slot.judge(rule, now_us, 0);
                 continue;
             }
-            *verdict = slot.judge(rule, now_us, check.cost);
+            *verdict = slot.judge(rule, now_us, cost);
             let has_slots = matches!(rule, Rule::TokenBucket { .. });
             let may_wait = if has_slots { check.max_wait_us } else { 0 };
             refused |= verdict.wait_us > may_wait;
@@ -247,19 +273,23 @@ impl RateState {
             (false, true) => Outcome::Limited { retry_us: wait_us },
             (false, false) => Outcome::Allowed { wait_us },
         };
+        let mut taken = Taken::default();
         if matches!(outcome, Outcome::Allowed { .. }) && check.mode == Mode::Enforce {
+            if check.least < check.cost {
+                taken = Taken { amount: cost, at_us: now_us };
+            }
             for ((slot, rule), verdict) in slots.iter_mut().zip(&policy.rules).zip(&mut verdicts) {
-                slot.charge(rule, now_us, check);
+                slot.charge(rule, now_us, cost, check.permit);
                 let after = slot.judge(rule, now_us, 0);
                 (verdict.remaining, verdict.reset_us) = (after.remaining, after.reset_us);
             }
         }
-        Decision { outcome, count: slots.len(), verdicts }
+        Decision { outcome, count: slots.len(), verdicts, taken }
     }
 
     /// What a check would say. Changes nothing.
     pub fn peek(&self, policy: &Arc<Policy>, now_us: u64, cost: u64) -> Decision {
-        let check = Check { cost, mode: Mode::Peek, max_wait_us: 0, permit: 0 };
+        let check = Check { cost, mode: Mode::Peek, max_wait_us: 0, permit: 0, least: cost };
         self.clone().check(policy, now_us, &check)
     }
 
@@ -268,6 +298,18 @@ impl RateState {
         self.begin(policy, now_us);
         for (slot, rule) in self.slots.as_mut().iter_mut().zip(&self.policy.rules) {
             slot.refund(rule, cost);
+        }
+    }
+
+    /// Gives back what was taken and not used, as far as it still counts. Nothing, when the class has
+    /// changed since: what was spent has been converted then.
+    pub fn put_back(&mut self, policy: &Arc<Policy>, now_us: u64, taken: Taken) {
+        let same = self.policy.token == policy.token;
+        let now_us = self.begin(policy, now_us);
+        if same {
+            for (slot, rule) in self.slots.as_mut().iter_mut().zip(&self.policy.rules) {
+                slot.put_back(rule, now_us, taken);
+            }
         }
     }
 

@@ -117,7 +117,7 @@ pub(super) fn mk_response(
 
 /// Whether a limit has less than a fifth left.
 fn is_near(checked: &Checked) -> bool {
-    let rules = checked.class.policy.rules.iter().zip(checked.decision.verdicts());
+    let rules = checked.class.plan.policy.rules.iter().zip(checked.decision.verdicts());
     rules.into_iter().any(|(rule, verdict)| verdict.remaining * 5 < rule.capacity())
 }
 

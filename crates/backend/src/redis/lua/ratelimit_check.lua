@@ -1,13 +1,20 @@
 -- Decides, and charges all limits or none.
 -- KEYS: the record
--- ARGV: the token, 2 cost, 3 'e' to charge or 'p' to look, 4 longest wait us, 5 the permit's name
--- Returns {1 allowed | 0 limited | -1 too large, wait us, then per limit: left, reset us, wait us}
+-- ARGV: the token, 2 cost, 3 'e' to charge or 'p' to look, 4 longest wait us, 5 the permit's name,
+--   6 absent, or less than the cost: charges what there is, but at least so much
+-- Returns {1 allowed | 0 limited | -1 too large, wait us, with a 6th argument what was charged and
+--   when, then per limit: left, reset us, wait us}
 local st = rate_begin(KEYS, ARGV)
 local now, policy = st.last, st.policy
-local cost, max_wait = tonumber(ARGV[2]), tonumber(ARGV[4])
-local reply, too_large, refused, longest = { 1, 0 }, false, false, 0
+local cost, max_wait, least = tonumber(ARGV[2]), tonumber(ARGV[4]), ARGV[6]
+local reply, base, too_large, refused, longest = { 1, 0 }, 0, false, false, 0
+if least then
+  local room = cost
+  for i, rule in ipairs(policy) do room = math.min(room, (rate_judge(st[i], rule, now, 0))) end
+  cost, base, reply[3], reply[4] = math.max(room, tonumber(least)), 2, 0, 0
+end
 for i, rule in ipairs(policy) do
-  local at = 3 * i
+  local at = base + 3 * i
   if cost > rule.capacity then
     too_large = true
     reply[at], reply[at + 1], reply[at + 2] = rate_judge(st[i], rule, now, 0)
@@ -24,6 +31,7 @@ if too_large then
 elseif refused then
   reply[1] = 0
 elseif ARGV[3] == 'e' then
+  if least then reply[3], reply[4] = cost, now end
   for i, rule in ipairs(policy) do
     local slot, kind = st[i], rule.kind
     if kind == 't' then
@@ -34,7 +42,7 @@ elseif ARGV[3] == 'e' then
     else
       slot[#slot] = slot[#slot] + cost
     end
-    reply[3 * i], reply[3 * i + 1] = rate_judge(slot, rule, now, 0)
+    reply[base + 3 * i], reply[base + 3 * i + 1] = rate_judge(slot, rule, now, 0)
   end
 end
 if ARGV[3] == 'e' then rate_save(KEYS, st) end

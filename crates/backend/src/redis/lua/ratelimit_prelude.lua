@@ -143,7 +143,7 @@ local function rate_begin(KEYS, ARGV)
   local text, now = redis.call('GET', KEYS[1]), store_us()
   local policy = rate_policy(ARGV[1])
   if not text then
-    local st = { policy = policy, last = now }
+    local st = { policy = policy, last = now, same = true }
     for i, rule in ipairs(policy) do st[i] = rate_new(rule, now, 0) end
     return st
   end
@@ -151,7 +151,7 @@ local function rate_begin(KEYS, ARGV)
   now = math.max(now, st.last)
   local old = st.policy
   for i, rule in ipairs(old) do st[i] = rate_roll(st[i], rule, st.last, now) end
-  st.last = now
+  st.last, st.same = now, old == policy
   if old ~= policy and policy.generation >= old.generation then
     local fresh = { policy = policy, last = now }
     for i, rule in ipairs(policy) do

@@ -15,7 +15,7 @@ fn mk_policy(generation: i64, limits: &[Limit]) -> Arc<Policy> {
 }
 
 fn mk_check(cost: u64) -> Check {
-    Check { cost, mode: Mode::Enforce, max_wait_us: 0, permit: 7 }
+    Check { cost, mode: Mode::Enforce, max_wait_us: 0, permit: 7, least: cost }
 }
 
 fn is_allowed(decision: &Decision) -> bool {
