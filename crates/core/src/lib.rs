@@ -21,6 +21,7 @@ pub mod id;
 pub mod kind;
 pub mod lock;
 pub mod queue;
+pub mod semaphore;
 pub mod substrate;
 
 pub use clock::{Clock, Deadline, Stamp, SystemClock};

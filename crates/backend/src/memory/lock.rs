@@ -117,6 +117,7 @@ impl LockBackend for MemoryLocks {
             holder: request.holder.clone(),
             ttl_ms: request.ttl.as_millis() as u64,
             max_hold_ms: request.max_hold.as_millis() as u64,
+            permits: 1,
         };
         let policy = request.config.policy();
         let acquired = self.step(at, &request.config, |state, now| {

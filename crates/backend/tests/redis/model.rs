@@ -178,6 +178,7 @@ pub fn model_step(
                 holder: request.holder,
                 ttl_ms: config.ttl_ms,
                 max_hold_ms: *max_hold_ms,
+                permits: 1,
             };
             let (acquired, offer) = state.acquire(now_ms, seen_ms, policy, want, *enqueue);
             let attempt = match acquired {

@@ -35,6 +35,7 @@ fn mk_ticket(i: usize, ttl_ms: u64) -> Ticket {
         holder: Holder::new(format!("pod-{i}")).unwrap(),
         ttl_ms,
         max_hold_ms: 0,
+        permits: 1,
     }
 }
 
