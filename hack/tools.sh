@@ -7,7 +7,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 
 tool=${1:-}
 case "$tool" in
-  cluster-box) key=$(cat "$root"/e2e/cluster/{main.go,go.mod,go.sum} | sha256sum) ;;
+  cluster-box) key=$(cat "$root"/e2e/cluster/{*.go,go.mod,go.sum} | sha256sum) ;;
   helm) key=$(cat "$root"/e2e/helm/go.{mod,sum} | sha256sum) ;;
   cargo-deny) key=$(echo "cargo-deny 0.20.2" | sha256sum) ;;
   *) echo "usage: $0 cluster-box|helm|cargo-deny" >&2; exit 2 ;;

@@ -42,8 +42,10 @@ func main() {
 		os.Exit(cli.Run(kubelet.NewKubeletCommand(context.Background())))
 	case "kubectl":
 		os.Exit(cli.Run(kubectl.NewDefaultKubectlCommand()))
+	case "candidate":
+		os.Exit(candidate(os.Args[1:]))
 	default:
-		fmt.Fprintln(os.Stderr, "usage: cluster etcd|apiserver|controller-manager|scheduler|proxy|kubelet|kubectl FLAGS…")
+		fmt.Fprintln(os.Stderr, "usage: cluster etcd|apiserver|controller-manager|scheduler|proxy|kubelet|kubectl|candidate FLAGS…")
 		os.Exit(2)
 	}
 }

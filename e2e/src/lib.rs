@@ -197,6 +197,10 @@ impl Namespace {
         for name in names {
             self.apply(&mk_pod(name));
         }
+        self.until_ready(names)
+    }
+
+    fn until_ready(&self, names: &[&str]) -> Vec<Pod> {
         for name in names {
             let pod = format!("pod/{name}");
             kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &pod, "--timeout=90s"]);
@@ -211,6 +215,15 @@ impl Namespace {
         let pod = format!("pod/{name}");
         kubectl(&["wait", "-n", &self.name, "--for=condition=Ready", &pod, "--timeout=90s"]);
         Pod { namespace: self.name.clone(), name: name.to_owned() }
+    }
+
+    /// Starts pods that stand in an election from their start on, and waits until they are ready.
+    pub fn candidates(&self, names: &[&str], election: &str) -> Vec<Pod> {
+        let annotation = format!("annotations: {{holdfast.dev/candidate: '{election}'}}, labels:");
+        for name in names {
+            self.apply(&mk_pod(name).replacen("labels:", &annotation, 1));
+        }
+        self.until_ready(names)
     }
 
     /// A column of `kubectl get lock`.

@@ -19,6 +19,7 @@ use crate::{
     controllers::{
         backend::{Doubts, Longest},
         bundle::Published,
+        election::routing::Routes,
         lock::sightings::Sightings,
         tenants::Users,
     },
@@ -62,6 +63,8 @@ pub struct Context {
     pub doubts: Doubts,
     /// What deleted classes and backends left behind.
     pub floors: Floors,
+    /// Ways to leaders that are as they should be.
+    pub routes: Routes,
     /// Holds that were taken by force.
     pub forced: Forced,
     /// When a status may be written again.

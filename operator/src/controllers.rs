@@ -15,7 +15,7 @@ use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
 };
-use holdfast_core::{Kind, SystemClock, clock::Backoff};
+use holdfast_core::{SystemClock, clock::Backoff};
 use kube::{
     Client, Config, Resource,
     runtime::{
@@ -48,6 +48,7 @@ use crate::{
 pub mod access;
 pub mod backend;
 pub mod bundle;
+pub mod election;
 pub mod lock;
 pub mod tenants;
 
@@ -146,6 +147,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             doubts: Doubts::default(),
             longest: Longest::default(),
             floors,
+            routes: election::routing::Routes::default(),
             forced: crate::context::Forced::default(),
             pace: Pace::default(),
             recorder: Recorder::new(work.client.clone(), reporter),
@@ -163,14 +165,11 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
 
 /// Every controller at once. They end when their queues do: never, in a term.
 async fn control(ctx: Arc<Context>, queues: Queues) {
-    let Queues { locks, backends, namespaces } = queues;
+    let Queues { locks, elections, backends, namespaces } = queues;
     let caches = ctx.caches.clone();
-    let classes = Kind::ALL.iter().map(|kind| match kind {
-        Kind::Lock => "Lock",
-    });
-    tracing::debug!(kinds = ?classes.collect::<Vec<_>>(), "the controllers start");
     tokio::join!(
         drive("Lock", &ctx, caches.locks, locks, pipeline::reconcile),
+        drive("LeaderElection", &ctx, caches.elections, elections, pipeline::reconcile),
         drive("Backend", &ctx, caches.backends, backends, backend::reconcile),
         drive("Namespace", &ctx, caches.namespaces, namespaces, bundle::reconcile),
     );

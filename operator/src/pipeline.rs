@@ -16,7 +16,12 @@ use holdfast_api::{
     v1alpha1::Backend,
 };
 use holdfast_backend::lease::names;
-use holdfast_core::{Guarantee, Key, Kind, Substrate, lock::Keys, supports};
+use holdfast_core::{
+    Guarantee, Key, Kind, Substrate,
+    election::Interop,
+    lock::{Keys, LockConfig},
+    supports,
+};
 use k8s_openapi::{
     NamespaceResourceScope, api::coordination::v1::Lease,
     apimachinery::pkg::apis::meta::v1::OwnerReference,
@@ -54,9 +59,6 @@ pub trait Controlled:
 {
     /// Its kind.
     const KIND: Kind;
-
-    /// How long a hold may last without a renewal, as far as the spec says.
-    fn ttl(&self) -> Duration;
 
     /// Its keys that have Leases, as far as the spec says.
     fn keys(&self) -> Vec<Key>;
@@ -97,6 +99,8 @@ pub struct Found<K> {
 pub struct Valid {
     /// The class as sidecars will know it.
     pub class: BundleClass,
+    /// The lock that its holds are of.
+    pub lock: LockConfig,
     /// Its namespace.
     pub namespace: String,
     /// Where it lives.
@@ -225,9 +229,17 @@ impl<K: Controlled> Found<K> {
         };
         let substrate = bundle.backends.get(&class.backend).map(|backend| backend.substrate);
         let substrate = substrate.unwrap_or(Substrate::Lease);
-        let guarantee = supports(K::KIND, substrate)
-            .map_err(|why| Verdict::new(READY, false, REASON_INVALID, why))?;
+        // A class on Leases has no entry there.
+        let guarantee = match bundle.backends.get(&class.backend) {
+            Some(backend) => backend.guarantee(K::KIND),
+            None => supports(K::KIND, substrate),
+        };
+        let guarantee = guarantee.map_err(|why| Verdict::new(READY, false, REASON_INVALID, why))?;
+        let Some(lock) = class.config.lock(substrate) else {
+            return refuse(REASON_INVALID, format!("a {} has nothing to hold", K::KIND));
+        };
         Ok(Valid {
+            lock,
             class,
             namespace,
             substrate,
@@ -242,6 +254,14 @@ impl Valid {
     /// The keys that have a Lease each; none on other substrates.
     pub fn lease_keys(&self) -> Vec<Key> {
         lease_keys(&self.class, self.substrate)
+    }
+
+    /// Whether candidates of client-go may contest its Lease.
+    pub fn is_shared(&self) -> bool {
+        match &self.class.config {
+            ClassConfig::Lock(_) | ClassConfig::RateLimit(_) => false,
+            ClassConfig::LeaderElection(config) => config.interop == Interop::ClientGo,
+        }
     }
 
     /// The name of a key's Lease.
@@ -265,6 +285,10 @@ impl Valid {
             let kind = self.class.config.kind();
             let mut lease = names::unheld(&self.namespace, kind, &self.class.name, &key);
             lease.metadata.owner_references = owner.clone().map(|owner| vec![owner]);
+            if self.is_shared() {
+                let label = (names::LABEL_INTEROP.to_owned(), "ClientGo".to_owned());
+                lease.metadata.labels.get_or_insert_default().extend([label]);
+            }
             let name = lease.name_any();
             match found.leases.iter().find(|there| there.name_any() == name) {
                 // On its way out; the next look creates it anew.
@@ -304,12 +328,11 @@ impl Planned {
 
 /// The keys of a class that have a Lease each; none on other substrates.
 pub fn lease_keys(class: &BundleClass, substrate: Substrate) -> Vec<Key> {
-    match (substrate, &class.config) {
-        (Substrate::Lease, ClassConfig::Lock(config)) => match &config.keys {
-            Keys::Fixed(keys) => keys.clone(),
-            Keys::Any => Vec::new(),
-        },
-        (Substrate::Redis | Substrate::Memory, ClassConfig::Lock(_)) => Vec::new(),
+    match (substrate, class.config.lock(substrate).map(|lock| lock.keys)) {
+        (Substrate::Lease, Some(Keys::Fixed(keys))) => keys,
+        (Substrate::Lease, Some(Keys::Any) | None) | (Substrate::Redis | Substrate::Memory, _) => {
+            Vec::new()
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use holdfast_api::v1alpha1::{Backend, backend::RedisSpec};
 use holdfast_backend::{
     hub::Hub,
-    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks},
+    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, Sentinels},
 };
 use holdfast_core::{
     Address, BackendError, ClassName, Key, Kind, SessionId,
@@ -76,7 +76,14 @@ impl Store {
         let address = spec.addresses.first().map_or("", String::as_str);
         let credentials = Arc::new(Mutex::new(Credentials::default()));
         let source = credentials.clone();
-        let mut config = RedisConfig::new(address)
+        let config = match &spec.sentinel {
+            None => RedisConfig::new(address),
+            Some(sentinel) => RedisConfig::from_sentinels(Sentinels {
+                addresses: spec.addresses.clone(),
+                master_name: sentinel.master_name.clone(),
+            }),
+        };
+        let mut config = config
             .map_err(BackendError::Unavailable)?
             .with_database(i64::from(spec.database))
             .with_credentials(Arc::new(move || Ok(lock(&source).clone())));
@@ -124,18 +131,19 @@ impl Store {
     /// When the store does not answer.
     pub async fn look(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         config: &LockConfig,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let _turn = self.looks.acquire().await;
         let Keys::Fixed(keys) = &config.keys else {
-            return self.observer.list(namespace, class, config, KEYS).await;
+            return self.observer.list(kind, namespace, class, config, KEYS).await;
         };
         let mut found = Vec::new();
         for key in keys {
             let at = Address {
-                kind: Kind::Lock,
+                kind,
                 namespace: namespace.into(),
                 class: class.clone(),
                 key: key.clone(),
@@ -154,10 +162,11 @@ impl Store {
     /// When the store does not answer.
     pub async fn held(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
     ) -> Result<Option<Duration>, BackendError> {
-        let views = self.look(namespace, class, &any_key()).await?;
+        let views = self.look(kind, namespace, class, &any_key()).await?;
         Ok(views.into_iter().filter_map(|(_, view)| Some(view.holder?.ttl)).min())
     }
 }

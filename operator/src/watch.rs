@@ -12,8 +12,9 @@ use std::{collections::BTreeSet, convert::Infallible, fmt::Debug, hash::Hash, sy
 use futures::{Stream, StreamExt, channel::mpsc, future::BoxFuture};
 use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
+    compile::Class,
     names::{LABEL_CLASS, LABEL_KIND, LABEL_MANAGED},
-    v1alpha1::{Backend, Lock},
+    v1alpha1::{Backend, LeaderElection, Lock},
 };
 use holdfast_core::Kind;
 use k8s_openapi::api::{
@@ -21,6 +22,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Pod},
     rbac::v1::{Role, RoleBinding},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::PartialObjectMeta,
@@ -33,7 +35,10 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 
-use crate::{admission::inject::INJECTED_LABEL, controllers::lock::sightings::Sightings};
+use crate::{
+    admission::inject::INJECTED_LABEL, controllers::lock::sightings::Sightings,
+    pipeline::Controlled,
+};
 
 /// How many objects a list asks for at once.
 const PAGE: u32 = 500;
@@ -43,6 +48,8 @@ const PAGE: u32 = 500;
 pub struct Caches {
     /// Every Lock.
     pub locks: Store<Lock>,
+    /// Every LeaderElection.
+    pub elections: Store<LeaderElection>,
     /// Every Backend.
     pub backends: Store<Backend>,
     /// Every namespace.
@@ -61,6 +68,7 @@ pub struct Caches {
 #[derive(Clone)]
 pub struct Triggers {
     locks: mpsc::UnboundedSender<ObjectRef<Lock>>,
+    elections: mpsc::UnboundedSender<ObjectRef<LeaderElection>>,
     backends: mpsc::UnboundedSender<ObjectRef<Backend>>,
     namespaces: mpsc::UnboundedSender<ObjectRef<Namespace>>,
 }
@@ -69,6 +77,8 @@ pub struct Triggers {
 pub struct Queues {
     /// Locks.
     pub locks: mpsc::UnboundedReceiver<ObjectRef<Lock>>,
+    /// LeaderElections.
+    pub elections: mpsc::UnboundedReceiver<ObjectRef<LeaderElection>>,
     /// Backends.
     pub backends: mpsc::UnboundedReceiver<ObjectRef<Backend>>,
     /// Namespaces.
@@ -89,16 +99,30 @@ impl Triggers {
     /// The triggers and the queues behind them.
     pub fn new() -> (Triggers, Queues) {
         let (locks, locks_queue) = mpsc::unbounded();
+        let (elections, elections_queue) = mpsc::unbounded();
         let (backends, backends_queue) = mpsc::unbounded();
         let (namespaces, namespaces_queue) = mpsc::unbounded();
-        let queues =
-            Queues { locks: locks_queue, backends: backends_queue, namespaces: namespaces_queue };
-        (Triggers { locks, backends, namespaces }, queues)
+        let queues = Queues {
+            locks: locks_queue,
+            elections: elections_queue,
+            backends: backends_queue,
+            namespaces: namespaces_queue,
+        };
+        (Triggers { locks, elections, backends, namespaces }, queues)
     }
 
-    /// Look at a Lock. A closed queue means that this replica no longer leads.
-    pub fn lock(&self, namespace: &str, name: &str) {
-        let _ = self.locks.unbounded_send(ObjectRef::new(name).within(namespace));
+    /// Look at a class. A closed queue means that this replica no longer leads.
+    pub fn class(&self, kind: Kind, namespace: &str, name: &str) {
+        match kind {
+            Kind::Lock => {
+                let _ = self.locks.unbounded_send(ObjectRef::new(name).within(namespace));
+            }
+            // Nothing of it is reconciled yet: it exists in `holdfast dev` only.
+            Kind::RateLimit => {}
+            Kind::LeaderElection => {
+                let _ = self.elections.unbounded_send(ObjectRef::new(name).within(namespace));
+            }
+        }
     }
 
     /// Look at a Backend.
@@ -116,6 +140,7 @@ impl Caches {
     /// Waits until every cache has all that there is.
     pub async fn complete(&self) -> anyhow::Result<()> {
         self.locks.wait_until_ready().await?;
+        self.elections.wait_until_ready().await?;
         self.backends.wait_until_ready().await?;
         self.namespaces.wait_until_ready().await?;
         self.leases.wait_until_ready().await?;
@@ -125,9 +150,24 @@ impl Caches {
         Ok(())
     }
 
-    /// The Locks of a namespace.
-    pub fn locks_in(&self, namespace: &str) -> Vec<Arc<Lock>> {
-        self.locks.state_filter(|lock| lock.metadata.namespace.as_deref() == Some(namespace))
+    /// The classes for which this holds.
+    fn classes(&self, holds: impl Fn(&ObjectMeta, &str) -> bool) -> Vec<Class> {
+        let locks = self.locks.state_filter(|lock| holds(lock.meta(), &lock.spec.backend));
+        let of = |election: &LeaderElection| holds(election.meta(), &election.spec.backend);
+        let elections = self.elections.state_filter(of);
+        let locks = locks.iter().map(|lock| Class::Lock((**lock).clone()));
+        let elections = elections.iter().map(|one| Class::LeaderElection((**one).clone()));
+        locks.chain(elections).collect()
+    }
+
+    /// The classes of a namespace.
+    pub fn classes_in(&self, namespace: &str) -> Vec<Class> {
+        self.classes(|meta, _| meta.namespace.as_deref() == Some(namespace))
+    }
+
+    /// The classes on a backend.
+    pub fn classes_on(&self, backend: &str) -> Vec<Class> {
+        self.classes(|_, of| of == backend)
     }
 
     /// A namespace.
@@ -145,17 +185,16 @@ impl Caches {
         self.bundles.get(&ObjectRef::new(BUNDLE_CONFIG_MAP).within(namespace))
     }
 
-    /// The namespaces that have Locks on a backend.
+    /// The namespaces that have classes on a backend.
     pub fn namespaces_on(&self, backend: &str) -> BTreeSet<String> {
-        let users = self.locks.state_filter(|lock| lock.spec.backend == backend);
-        users.iter().filter_map(|lock| lock.namespace()).collect()
+        self.classes_on(backend).iter().map(Class::namespace).collect()
     }
 
     /// Everything that there is, once.
     pub fn trigger_all(&self, triggers: &Triggers) {
-        for lock in self.locks.state() {
-            triggers.lock(&lock.namespace().unwrap_or_default(), &lock.name_any());
-            triggers.namespace(&lock.namespace().unwrap_or_default());
+        for class in self.classes(|_, _| true) {
+            triggers.class(class.kind(), &class.namespace(), &class.name());
+            triggers.namespace(&class.namespace());
         }
         self.backends.state().iter().for_each(|backend| triggers.backend(&backend.name_any()));
         for bundle in self.bundles.state() {
@@ -182,20 +221,23 @@ pub fn start(
     injected: &Arc<Injected>,
 ) -> (Caches, Vec<BoxFuture<'static, ()>>) {
     let (locks, locks_writer) = reflector::store();
+    let (elections, elections_writer) = reflector::store();
     let (backends, backends_writer) = reflector::store();
     let (namespaces, namespaces_writer) = reflector::store();
     let (leases, leases_writer) = reflector::store();
     let (bundles, bundles_writer) = reflector::store();
     let (roles, roles_writer) = reflector::store();
     let (bindings, bindings_writer) = reflector::store();
-    let caches = Caches { locks, backends, namespaces, leases, bundles, roles, bindings };
+    let caches =
+        Caches { locks, elections, backends, namespaces, leases, bundles, roles, bindings };
     let all = || watcher::Config::default().page_size(PAGE);
     let ours = || all().labels(&format!("{LABEL_MANAGED}=true"));
     let bundle = all().fields(&format!("metadata.name={BUNDLE_CONFIG_MAP}"));
     let tell = Tell { caches: caches.clone(), to: triggers.clone() };
     let (t, s) = (tell.clone(), sightings.clone());
     let watches: Vec<BoxFuture<'static, ()>> = vec![
-        follow(client, all(), locks_writer, on(&tell, Tell::lock)),
+        follow(client, all(), locks_writer, on(&tell, Tell::class::<Lock>)),
+        follow(client, all(), elections_writer, on(&tell, Tell::class::<LeaderElection>)),
         follow(client, all(), backends_writer, on(&tell, Tell::backend)),
         follow(client, all(), namespaces_writer, on(&tell, Tell::namespace)),
         follow(client, ours(), leases_writer, move |change| t.lease(&s, &change)),
@@ -252,11 +294,11 @@ struct Tell {
 }
 
 impl Tell {
-    fn lock(&self, change: &Change<'_, Lock>) {
+    fn class<K: Controlled>(&self, change: &Change<'_, K>) {
         match change {
-            Change::There(lock) | Change::Gone(lock) => {
-                let namespace = lock.namespace().unwrap_or_default();
-                self.to.lock(&namespace, &lock.name_any());
+            Change::There(class) | Change::Gone(class) => {
+                let namespace = class.namespace().unwrap_or_default();
+                self.to.class(K::KIND, &namespace, &class.name_any());
                 self.to.namespace(&namespace);
             }
             Change::Anew => self.caches.trigger_all(&self.to),
@@ -270,9 +312,9 @@ impl Tell {
         };
         self.to.backend(&name);
         // Also those that were told that there is no such Backend.
-        for lock in self.caches.locks.state_filter(|lock| lock.spec.backend == name) {
-            self.to.lock(&lock.namespace().unwrap_or_default(), &lock.name_any());
-            self.to.namespace(&lock.namespace().unwrap_or_default());
+        for class in self.caches.classes_on(&name) {
+            self.to.class(class.kind(), &class.namespace(), &class.name());
+            self.to.namespace(&class.namespace());
         }
     }
 
@@ -281,7 +323,7 @@ impl Tell {
             Change::There(namespace) => {
                 // Labels decide which backends it may use; its end decides what is let go.
                 self.to.namespace(&namespace.name_any());
-                self.locks_of(&namespace.name_any());
+                self.classes_of(&namespace.name_any());
             }
             Change::Gone(_) => {}
             Change::Anew => self.caches.trigger_all(&self.to),
@@ -292,11 +334,11 @@ impl Tell {
         match change {
             Change::There(lease) if !sightings.see(lease) => {}
             Change::There(lease) => {
-                self.class_of(lease.meta().namespace.as_deref(), lease.labels());
+                self.owner_of(lease.meta().namespace.as_deref(), lease.labels());
             }
             Change::Gone(lease) => {
                 sightings.forget(lease);
-                self.class_of(lease.meta().namespace.as_deref(), lease.labels());
+                self.owner_of(lease.meta().namespace.as_deref(), lease.labels());
             }
             Change::Anew => {
                 sightings.see_all(&self.caches.leases.state());
@@ -310,7 +352,7 @@ impl Tell {
             Change::There(bundle) | Change::Gone(bundle) => {
                 let namespace = bundle.namespace().unwrap_or_default();
                 self.to.namespace(&namespace);
-                self.locks_of(&namespace);
+                self.classes_of(&namespace);
             }
             Change::Anew => self.caches.trigger_all(&self.to),
         }
@@ -325,13 +367,13 @@ impl Tell {
         }
     }
 
-    fn locks_of(&self, namespace: &str) {
-        for lock in self.caches.locks_in(namespace) {
-            self.to.lock(namespace, &lock.name_any());
+    fn classes_of(&self, namespace: &str) {
+        for class in self.caches.classes_in(namespace) {
+            self.to.class(class.kind(), namespace, &class.name());
         }
     }
 
-    fn class_of(
+    fn owner_of(
         &self,
         namespace: Option<&str>,
         labels: &std::collections::BTreeMap<String, String>,
@@ -339,9 +381,8 @@ impl Tell {
         let (Some(kind), Some(class)) = (labels.get(LABEL_KIND), labels.get(LABEL_CLASS)) else {
             return;
         };
-        match Kind::ALL.iter().find(|known| known.singular() == kind) {
-            Some(Kind::Lock) => self.to.lock(namespace.unwrap_or_default(), class),
-            None => {}
+        if let Some(kind) = Kind::ALL.iter().find(|known| known.singular() == kind) {
+            self.to.class(*kind, namespace.unwrap_or_default(), class);
         }
     }
 }

@@ -23,6 +23,9 @@ pub struct Args {
     /// The pod's ServiceAccount, for the classes' access rules.
     #[arg(long, env = "POD_SERVICE_ACCOUNT", default_value = "default")]
     pub service_account: String,
+    /// The LeaderElections that this pod stands in from its start on, separated by commas.
+    #[arg(long, env = "HOLDFAST_CANDIDATE", default_value = "", hide_default_value = true)]
+    pub candidate: String,
     /// Where the Redis credentials of the namespace are mounted.
     #[arg(long, env = "HOLDFAST_REDIS_CREDENTIALS", default_value = "/etc/holdfast/redis")]
     pub redis_credentials: PathBuf,

@@ -11,11 +11,14 @@ use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
-    memory::MemoryLocks,
-    redis::{CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks},
+    memory::{MemoryLocks, MemoryRateLimits},
+    redis::{
+        Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
+        RedisRateLimits, Sentinels,
+    },
     waiter::LockClient,
 };
-use holdfast_core::{Clock, SessionId, Substrate, lock::LockBackend};
+use holdfast_core::{Clock, SessionId, Substrate, lock::LockBackend, ratelimit::RateLimitBackend};
 use tokio::sync::watch;
 
 use crate::snapshot::Connect;
@@ -37,6 +40,8 @@ struct Made {
     redis: Option<RedisAddress>,
     epoch: Option<watch::Sender<Option<KnownEpoch>>>,
     locks: Arc<LockClient>,
+    /// `None` where rate limits cannot be.
+    rate_limits: Option<Arc<dyn RateLimitBackend>>,
 }
 
 impl Backends {
@@ -68,8 +73,10 @@ impl Backends {
         let config = RedisConfig::from_url(url)?;
         let epoch = LocalEpoch::start(config.clone(), &self.namespace, quarantine)
             .map_err(|error| error.to_string())?;
+        let rate_limits = Some(self.redis_rate_limits(&config)?);
         let locks = self.redis(config, epoch.known())?;
-        let made = Made { substrate: Substrate::Redis, redis: None, epoch: None, locks };
+        let made =
+            Made { substrate: Substrate::Redis, redis: None, epoch: None, locks, rate_limits };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
         Ok(epoch)
     }
@@ -89,10 +96,17 @@ impl Backends {
         Ok(self.client(locks))
     }
 
+    fn redis_rate_limits(&self, config: &RedisConfig) -> Result<Arc<dyn RateLimitBackend>, String> {
+        let limits = RedisRateLimits::connect(config.clone(), &self.namespace);
+        Ok(limits.map_err(|error| error.to_string())?)
+    }
+
     fn make(&self, name: &str, backend: &BundleBackend) -> Result<Made, String> {
-        let (mut sender, redis) = (None, backend.redis.clone());
+        let (mut sender, mut rate_limits, redis) = (None, None, backend.redis.clone());
         let locks = match backend.substrate {
             Substrate::Memory => {
+                let limits: Arc<dyn RateLimitBackend> = MemoryRateLimits::new(self.clock.clone());
+                rate_limits = Some(limits);
                 self.client(MemoryLocks::new(self.hub.clone(), self.clock.clone()))
             }
             Substrate::Lease => {
@@ -106,10 +120,12 @@ impl Backends {
                 let source = self.credentials.as_ref().map(|dir| read_credentials(dir, name));
                 let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
                 sender = Some(known);
-                self.redis(mk_config(address, source)?, receiver)?
+                let config = mk_config(address, source)?;
+                rate_limits = Some(self.redis_rate_limits(&config)?);
+                self.redis(config, receiver)?
             }
         };
-        Ok(Made { substrate: backend.substrate, redis, epoch: sender, locks })
+        Ok(Made { substrate: backend.substrate, redis, epoch: sender, locks, rate_limits })
     }
 }
 
@@ -137,6 +153,17 @@ impl Connect for Backends {
             }
         }
     }
+
+    fn rate_limits(
+        &self,
+        name: &str,
+        backend: &BundleBackend,
+    ) -> Result<Arc<dyn RateLimitBackend>, String> {
+        self.locks(name, backend)?;
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let limits = made.get(name).and_then(|made| made.rate_limits.clone());
+        limits.ok_or_else(|| format!("backend \"{name}\" cannot keep rate limits"))
+    }
 }
 
 fn mk_epoch(epoch: Option<&Epoch>) -> Option<KnownEpoch> {
@@ -152,7 +179,18 @@ fn mk_config(
     credentials: Option<CredentialSource>,
 ) -> Result<RedisConfig, String> {
     let first = address.addresses.first().ok_or("the bundle names no address of it")?;
-    let mut config = RedisConfig::new(first)?.with_database(address.database);
+    let config = match &address.master_name {
+        None => RedisConfig::new(first)?,
+        Some(master_name) => RedisConfig::from_sentinels(Sentinels {
+            addresses: address.addresses.clone(),
+            master_name: master_name.clone(),
+        })?,
+    };
+    let mut config = config.with_database(address.database);
+    config = config.with_ack(address.ack.map(|ack| Ack {
+        replicas: ack.replicas,
+        timeout: Duration::from_millis(ack.timeout_ms.into()),
+    }));
     if address.tls {
         config = config.with_tls(address.ca.clone().map(String::into_bytes));
     }

@@ -13,18 +13,18 @@ use holdfast_wire::{Code, Problem, headers::PROBLEM_JSON};
 
 /// A [`Problem`] that can be answered.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Failure(pub Problem);
+pub struct Failure(pub Box<Problem>);
 
 impl Failure {
     /// A failure with a sentence.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Failure(Problem::new(code, detail))
+        Failure(Box::new(Problem::new(code, detail)))
     }
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Failure(problem)
+        Failure(Box::new(problem))
     }
 }
 
@@ -42,7 +42,11 @@ impl From<BackendError> for Failure {
             BackendError::Internal(_) => Code::Internal,
         };
         let problem = Problem::new(code, error.to_string());
-        Failure(if error.is_retryable() { problem.retry_after_ms(RETRY_MS) } else { problem })
+        Failure(Box::new(if error.is_retryable() {
+            problem.retry_after_ms(RETRY_MS)
+        } else {
+            problem
+        }))
     }
 }
 

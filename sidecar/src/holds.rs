@@ -8,11 +8,12 @@
 //! Invariant: a hold is in `live` or in `ended`, and every live one has exactly one timer.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use holdfast_backend::{
     hub::{Diverted, Inbox},
     waiter::HeldLock,
@@ -55,7 +56,7 @@ pub struct Holds {
 }
 
 struct Table {
-    live: HashMap<HoldId, Hold>,
+    live: HashMap<HoldId, Hold, RandomState>,
     ended: Ended,
     timers: BTreeSet<(u64, HoldId)>,
     /// When the keeper looks again, boot time.
@@ -76,9 +77,9 @@ struct Hold {
     due_ns: u64,
     releasing: bool,
     events: Option<broadcast::Sender<HoldEvent>>,
-    /// Kept for the pushes, and so that a retry of the same request that is given up does not take
-    /// the hold with it.
-    _inbox: Inbox,
+    /// Its name, its pushes; and a retry of the same request that is given up does not take the hold
+    /// with it while this is here.
+    inbox: Inbox,
 }
 
 /// A hold to be added.
@@ -118,6 +119,8 @@ pub struct View {
     pub left: Duration,
     /// When that is over, boot time.
     pub deadline_boot_ns: u64,
+    /// When it stood so.
+    pub seen: Stamp,
 }
 
 /// What is known of a hold that somebody names.
@@ -135,7 +138,7 @@ impl Holds {
     pub fn new(clock: Arc<dyn Clock>, pushes: Diverted) -> Arc<Self> {
         Arc::new(Holds {
             table: Mutex::new(Table {
-                live: HashMap::new(),
+                live: HashMap::default(),
                 ended: Ended::default(),
                 timers: BTreeSet::new(),
                 planned_ns: u64::MAX,
@@ -150,35 +153,44 @@ impl Holds {
         })
     }
 
-    /// Adds a hold. A retry of the same request finds the one that is there.
+    /// Adds a hold, as of now. A retry of the same request finds the one that is there.
     ///
     /// # Errors
     /// How it ended, if it has already.
-    pub fn insert(&self, new: NewHold) -> Result<View, End> {
-        let now = self.clock.now();
+    pub fn insert(&self, new: NewHold, now: Stamp) -> Result<View, End> {
         let hold = new.held.inbox.hold().clone();
         let mut table = self.table();
         if let Some(end) = table.ended.get(&hold) {
             return Err(end);
         }
-        if let Some(there) = table.live.get_mut(&hold) {
-            if new.held.deadline.boot_ns() > there.life.deadline().boot_ns() {
-                there.life.renewed(new.held.deadline.since(), new.held.ttl);
+        let Table { live, timers, in_containers, planned_ns, .. } = &mut *table;
+        let there = match live.entry(hold) {
+            Entry::Occupied(entry) => {
+                let there = entry.into_mut();
+                if new.held.deadline.boot_ns() > there.life.deadline().boot_ns() {
+                    there.life.renewed(new.held.deadline.since(), new.held.ttl);
+                }
+                there
             }
-        } else {
-            table.add(hold.clone(), new, now);
-        }
-        self.reschedule(&mut table, &hold);
-        let view = table.live.get(&hold).map(|there| there.view(&hold, now));
-        if let Some(there) = table.live.get(&hold) {
-            there._inbox.divert(&self.pushes);
-            if matches!(there.bound, Bound::Container { .. }) {
-                self.bound_to_container.notify_one();
+            Entry::Vacant(entry) => {
+                let there = Hold::new(new, now);
+                there.class.metrics.live.inc();
+                there.inbox.divert(&self.pushes);
+                if there.bound.is_of_containers() {
+                    *in_containers += 1;
+                    self.bound_to_container.notify_one();
+                }
+                entry.insert(there)
             }
+        };
+        let due_ns = there.set_timer(timers);
+        let view = there.view(now);
+        if due_ns < *planned_ns {
+            self.wake.notify_one();
         }
+        drop(table);
         self.note_change();
-        // It was added just above.
-        view.ok_or(End::Expired)
+        Ok(view)
     }
 
     /// What is known of a hold. One whose deadline has passed is ended by being looked at.
@@ -192,13 +204,13 @@ impl Holds {
             self.end_in(&mut table, hold, End::Expired, now);
             return Found::Ended(End::Expired);
         }
-        Found::Live(there.view(hold, now))
+        Found::Live(there.view(now))
     }
 
     /// The holds that live now.
     pub fn live(&self) -> Vec<View> {
         let now = self.clock.now();
-        self.table().live.iter().map(|(hold, there)| there.view(hold, now)).collect()
+        self.table().live.values().map(|there| there.view(now)).collect()
     }
 
     /// How many live now.
@@ -216,10 +228,10 @@ impl Holds {
             return None;
         }
         if there.life.renewed(sent, granted) {
-            there.tell(hold, HoldEventKind::Granted, now);
+            there.tell(HoldEventKind::Granted, now);
         }
         self.reschedule(&mut table, hold);
-        let view = table.live.get(hold).map(|there| there.view(hold, now));
+        let view = table.live.get(hold).map(|there| there.view(now));
         drop(table);
         self.note_change();
         view
@@ -239,13 +251,13 @@ impl Holds {
     }
 
     /// The app has said that it is done with a hold: no more renewals, whatever comes next.
+    ///
+    /// Its timer stays where it is: at worst it goes off once for nothing.
     pub fn releasing(&self, hold: &HoldId) {
-        let mut table = self.table();
-        if let Some(there) = table.live.get_mut(hold) {
+        if let Some(there) = self.table().live.get_mut(hold) {
             there.releasing = true;
             there.life.stop_renewing();
         }
-        self.reschedule(&mut table, hold);
     }
 
     /// Ends a hold, and tells who listens. The first end counts.
@@ -254,8 +266,13 @@ impl Holds {
         self.end_in(&mut self.table(), hold, end, now);
     }
 
+    /// Ends a hold that the store has let go, at a time that its holder was still seen with it.
+    pub fn released(&self, view: &View) {
+        self.end_in(&mut self.table(), &view.hold, End::Released, view.seen);
+    }
+
     /// Remembers a request that its caller gave up.
-    pub fn given_up(&self, hold: HoldId) {
+    pub fn given_up(&self, hold: &HoldId) {
         self.table().ended.note(hold, End::GivenUp);
     }
 
@@ -265,14 +282,14 @@ impl Holds {
         let now = self.clock.now();
         let mut table = self.table();
         let mut ended = Vec::new();
-        for (hold, there) in &mut table.live {
+        for there in table.live.values_mut() {
             match there.bound.judge(containers) {
                 Verdict::Same => {}
                 Verdict::Doubtful => {
                     tracing::info!(at = %there.at, "a container restarted: the hold runs out");
                     there.life.stop_renewing();
                 }
-                Verdict::Ended => ended.push(there.view(hold, now)),
+                Verdict::Ended => ended.push(there.view(now)),
             }
         }
         for view in &ended {
@@ -298,10 +315,11 @@ impl Holds {
     }
 
     fn end_in(&self, table: &mut Table, hold: &HoldId, end: End, now: Stamp) {
-        let Some(there) = table.live.remove(hold) else { return };
-        table.timers.remove(&(there.due_ns, hold.clone()));
-        table.in_containers -= usize::from(matches!(there.bound, Bound::Container { .. }));
-        table.ended.note(hold.clone(), end);
+        let Some((name, there)) = table.live.remove_entry(hold) else { return };
+        let timer = (there.due_ns, name);
+        table.timers.remove(&timer);
+        table.in_containers -= usize::from(there.bound.is_of_containers());
+        table.ended.note(hold, end);
         let metrics = &there.class.metrics;
         metrics.live.dec();
         metrics.hold.observe(now.since(there.granted).as_secs_f64());
@@ -316,7 +334,7 @@ impl Holds {
                 HoldEventKind::Lost
             }
         };
-        there.tell(hold, kind, now);
+        there.tell(kind, now);
         self.note_change();
     }
 
@@ -339,48 +357,48 @@ impl Holds {
 }
 
 impl Table {
-    fn add(&mut self, hold: HoldId, new: NewHold, now: Stamp) {
+    /// Returns when the hold is due.
+    fn set_timer(&mut self, hold: &HoldId) -> u64 {
+        self.live.get_mut(hold).map_or(u64::MAX, |there| there.set_timer(&mut self.timers))
+    }
+}
+
+impl Hold {
+    fn new(new: NewHold, now: Stamp) -> Self {
         let NewHold { class, at, held, ttl, max_hold, bound } = new;
         let manual = bound.is_none();
-        let bound = bound.unwrap_or(Bound::Process);
-        class.metrics.live.inc();
-        self.in_containers += usize::from(matches!(bound, Bound::Container { .. }));
-        let life = Life::new(ttl, held.ttl, held.deadline, held.claimed, !manual);
-        let entry = Hold {
+        Hold {
             class,
             at,
             fence: held.fence,
             max_hold,
             manual,
             granted: now,
-            life,
-            bound,
+            life: Life::new(ttl, held.ttl, held.deadline, held.claimed, !manual),
+            bound: bound.unwrap_or(Bound::Process),
             due_ns: u64::MAX,
             releasing: false,
             events: None,
-            _inbox: held.inbox,
-        };
-        self.live.insert(hold, entry);
+            inbox: held.inbox,
+        }
     }
 
-    /// Returns when the hold is due.
-    fn set_timer(&mut self, hold: &HoldId) -> u64 {
-        let Some(there) = self.live.get_mut(hold) else { return u64::MAX };
-        let due_ns = there.life.due_ns();
-        if due_ns != there.due_ns {
-            self.timers.remove(&(there.due_ns, hold.clone()));
-            self.timers.insert((due_ns, hold.clone()));
-            there.due_ns = due_ns;
+    /// Puts the timer where the life says; returns when that is.
+    fn set_timer(&mut self, timers: &mut BTreeSet<(u64, HoldId)>) -> u64 {
+        let due_ns = self.life.due_ns();
+        if due_ns != self.due_ns {
+            let hold = self.inbox.hold();
+            timers.remove(&(self.due_ns, hold.clone()));
+            timers.insert((due_ns, hold.clone()));
+            self.due_ns = due_ns;
         }
         due_ns
     }
-}
 
-impl Hold {
-    fn view(&self, hold: &HoldId, now: Stamp) -> View {
+    fn view(&self, now: Stamp) -> View {
         let deadline = self.life.deadline();
         View {
-            hold: hold.clone(),
+            hold: self.inbox.hold().clone(),
             class: self.class.clone(),
             at: self.at.clone(),
             fence: self.fence,
@@ -389,10 +407,11 @@ impl Hold {
             state: self.life.state(),
             left: deadline.remaining(now),
             deadline_boot_ns: deadline.boot_ns(),
+            seen: now,
         }
     }
 
-    fn tell(&self, hold: &HoldId, kind: HoldEventKind, now: Stamp) {
+    fn tell(&self, kind: HoldEventKind, now: Stamp) {
         if let Some(events) = &self.events {
             let left = match kind {
                 HoldEventKind::Granted | HoldEventKind::Suspended => {
@@ -401,7 +420,7 @@ impl Hold {
                 HoldEventKind::Lost | HoldEventKind::Released => Duration::ZERO,
             };
             // Without listeners there is nobody to tell.
-            drop(events.send(mk_event(hold, self.fence, kind, left)));
+            drop(events.send(mk_event(self.inbox.hold(), self.fence, kind, left)));
         }
     }
 }

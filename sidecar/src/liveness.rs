@@ -56,6 +56,12 @@ pub enum Bound {
         /// The containers; `None` until they have been seen.
         counts_on: Option<Arc<Incarnation>>,
     },
+    /// All containers of the pod, each from when it is first seen: a candidate's term may begin
+    /// before any of them runs. A restart of one leaves it in doubt who acts, so the term runs out.
+    Pod {
+        /// Those that have been seen.
+        counts_on: Arc<Incarnation>,
+    },
 }
 
 /// What the containers' states say about a hold.
@@ -73,7 +79,7 @@ impl Bound {
     /// Whether the app counts as alive.
     pub fn is_alive(&self, now: Stamp) -> bool {
         match self {
-            Bound::Process | Bound::Container { .. } => true,
+            Bound::Process | Bound::Container { .. } | Bound::Pod { .. } => true,
             Bound::Stream { open, grace, last } => *open > 0 || now.since(*last) < *grace,
             Bound::Heartbeat { every, last } => now.since(*last) < *every,
         }
@@ -86,7 +92,9 @@ impl Bound {
                 *last = now;
                 true
             }
-            Bound::Process | Bound::Container { .. } | Bound::Stream { .. } => false,
+            Bound::Process | Bound::Container { .. } | Bound::Pod { .. } | Bound::Stream { .. } => {
+                false
+            }
         }
     }
 
@@ -107,6 +115,9 @@ impl Bound {
 
     /// What the containers that run now mean for the hold.
     pub fn judge(&mut self, now: &Observed) -> Verdict {
+        if let Bound::Pod { counts_on } = self {
+            return judge_pod(counts_on, now);
+        }
         let Bound::Container { granted_s, counts_on } = self else { return Verdict::Same };
         if now.is_empty() && counts_on.is_none() {
             return Verdict::Same;
@@ -132,6 +143,18 @@ impl Bound {
     }
 }
 
+/// Whether every container that was seen is still the same one; new ones are counted on from now on.
+fn judge_pod(counts_on: &mut Arc<Incarnation>, now: &Observed) -> Verdict {
+    let is_same = |(name, id): (&String, &String)| now.get(name).is_some_and(|seen| seen.id == *id);
+    if !counts_on.iter().all(is_same) {
+        return Verdict::Doubtful;
+    }
+    if now.len() > counts_on.len() {
+        *counts_on = Arc::new(now.iter().map(|(name, r)| (name.clone(), r.id.clone())).collect());
+    }
+    Verdict::Same
+}
+
 /// As a journal keeps it. Stamps start anew when it is read: the app gets its grace again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -155,9 +178,19 @@ pub enum BoundRecord {
         /// The containers, when they had been seen.
         counts_on: Option<Incarnation>,
     },
+    /// See [`Bound::Pod`].
+    Pod {
+        /// The containers that had been seen.
+        counts_on: Incarnation,
+    },
 }
 
 impl Bound {
+    /// Whether the pod's containers must be watched for it.
+    pub const fn is_of_containers(&self) -> bool {
+        matches!(self, Bound::Container { .. } | Bound::Pod { .. })
+    }
+
     /// For the journal.
     pub fn record(&self) -> BoundRecord {
         match self {
@@ -172,6 +205,7 @@ impl Bound {
                 granted_s: *granted_s,
                 counts_on: counts_on.as_deref().cloned(),
             },
+            Bound::Pod { counts_on } => BoundRecord::Pod { counts_on: (**counts_on).clone() },
         }
     }
 
@@ -188,6 +222,7 @@ impl Bound {
             BoundRecord::Container { granted_s, counts_on } => {
                 Bound::Container { granted_s, counts_on: counts_on.map(Arc::new) }
             }
+            BoundRecord::Pod { counts_on } => Bound::Pod { counts_on: Arc::new(counts_on) },
         }
     }
 }
@@ -225,6 +260,18 @@ mod tests {
     fn a_restart_before_the_first_report_is_noticed() {
         let mut bound = Bound::Container { granted_s: 100, counts_on: None };
         assert_eq!(bound.judge(&mk_seen(&[("app", "new", 101)])), Verdict::Ended);
+    }
+
+    #[test]
+    fn a_term_may_begin_before_the_app_and_a_restart_leaves_it_in_doubt() {
+        let mut bound = Bound::Pod { counts_on: Arc::default() };
+        assert_eq!(bound.judge(&mk_seen(&[])), Verdict::Same, "nothing runs yet");
+        assert_eq!(bound.judge(&mk_seen(&[("app", "1", 120)])), Verdict::Same);
+        let both = mk_seen(&[("app", "1", 120), ("logs", "2", 125)]);
+        assert_eq!(bound.judge(&both), Verdict::Same);
+        let restarted = mk_seen(&[("app", "1", 120), ("logs", "3", 130)]);
+        assert_eq!(bound.judge(&restarted), Verdict::Doubtful);
+        assert_eq!(bound.judge(&mk_seen(&[])), Verdict::Doubtful);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub struct Metrics {
     renewals: IntCounterVec,
     live: IntGaugeVec,
     waiting: IntGaugeVec,
+    checks: IntCounterVec,
     /// How many requests were refused before they reached a route.
     pub refused: IntCounter,
     /// The bundles taken.
@@ -48,6 +49,21 @@ pub struct ClassMetrics {
     pub live: IntGauge,
     /// Waiters now.
     pub waiting: IntGauge,
+}
+
+/// The handles of one RateLimit class, resolved once.
+#[derive(Clone)]
+pub struct RateLimitMetrics {
+    /// Checks that passed.
+    pub allowed: IntCounter,
+    /// Checks that did not.
+    pub limited: IntCounter,
+    /// Checks that passed only because the class shadows.
+    pub shadowed: IntCounter,
+    /// Checks that were decided without the store.
+    pub degraded: IntCounter,
+    /// Checks that were not decided.
+    pub failed: IntCounter,
 }
 
 const CLASS: [&str; 2] = ["kind", "name"];
@@ -97,6 +113,11 @@ impl Metrics {
             )?,
             renewals: counters("holdfast_renewals_total", "Renewals, by outcome.", &CLASS_OUTCOME)?,
             live: gauges("holdfast_holds", "Holds of this pod.")?,
+            checks: counters(
+                "holdfast_ratelimit_checks_total",
+                "Checks of rate limits, by outcome.",
+                &CLASS_OUTCOME,
+            )?,
             waiting: gauges("holdfast_waiters", "Requests of this pod that wait.")?,
             refused: counter(
                 "holdfast_requests_refused_total",
@@ -108,6 +129,18 @@ impl Metrics {
                 "Bundles that could not be read; the last good one stays in use.",
             )?,
         })
+    }
+
+    /// The handles of a RateLimit class.
+    pub fn rate_limit(&self, name: &str) -> RateLimitMetrics {
+        let outcome = |outcome: &str| self.checks.with_label_values(&["RateLimit", name, outcome]);
+        RateLimitMetrics {
+            allowed: outcome("allowed"),
+            limited: outcome("limited"),
+            shadowed: outcome("shadowed"),
+            degraded: outcome("degraded"),
+            failed: outcome("failed"),
+        }
     }
 
     /// The handles of a class.

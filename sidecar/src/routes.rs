@@ -18,9 +18,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{error::Failure, service::Sidecar};
 
+pub mod direct;
+pub mod election;
 pub mod fields;
 pub mod hold;
 pub mod lock;
+pub mod ratelimit;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -34,21 +37,22 @@ struct Api;
 
 /// All routes; with `page`, the status page at `/`.
 pub fn router(sidecar: Arc<Sidecar>, page: bool) -> Router {
-    let (router, json) = described();
-    let router = router
+    let router = described()
+        .0
         .with_state(sidecar)
-        .route("/openapi.json", get(move || async move { described_as(json) }))
+        .route("/openapi.json", get(|| async { described_as(openapi()) }))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed);
     if page { router.route("/", get(status_page)) } else { router }
 }
 
-/// The OpenAPI document, as JSON.
+/// The OpenAPI document, as JSON. Made when somebody asks: hardly anybody does.
 pub fn openapi() -> String {
-    described().1
+    // The document has string keys only, so it always has a JSON form.
+    described().1.to_json().unwrap_or_default()
 }
 
-fn described() -> (Router<Arc<Sidecar>>, String) {
+fn described() -> (Router<Arc<Sidecar>>, utoipa::openapi::OpenApi) {
     let mut router = OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(catalogue))
         .routes(routes!(status))
@@ -56,11 +60,11 @@ fn described() -> (Router<Arc<Sidecar>>, String) {
     for kind in Kind::ALL {
         router = router.merge(match kind {
             Kind::Lock => lock::routes(),
+            Kind::LeaderElection => election::routes(),
+            Kind::RateLimit => ratelimit::routes(),
         });
     }
-    let (router, api) = router.split_for_parts();
-    // The document has string keys only, so it always has a JSON form.
-    (router, api.to_json().unwrap_or_default())
+    router.split_for_parts()
 }
 
 fn described_as(json: String) -> Response {
@@ -89,6 +93,6 @@ async fn not_found() -> Failure {
 }
 
 async fn method_not_allowed() -> Failure {
-    let why = "this route has no such method; acquire, renew, release and heartbeat are POSTs";
+    let why = "this route has no such method; acquire, renew, release, heartbeat, campaign and resign are POSTs";
     Failure::new(Code::MethodNotAllowed, why)
 }

@@ -4,7 +4,7 @@
 //! when it alone is restarted (a failed probe). Holds are released only in the first case; in the
 //! second they are left in the journal, for the next run to take up.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures::future::join_all;
@@ -13,7 +13,7 @@ use holdfast_backend::{
     hub::{Diverted, Hub},
     lease::LeaseClient,
 };
-use holdfast_core::{Clock, Holder, SessionId, SystemClock};
+use holdfast_core::{ClassName, Clock, Holder, Kind, SessionId, SystemClock};
 use holdfast_runtime::{Readiness, admin, shutdown};
 use prometheus::Registry;
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
@@ -26,7 +26,7 @@ use crate::{
     holds::{Holds, journal::Journal},
     liveness::container::OwnPod,
     metrics::Metrics,
-    routes,
+    routes::{self, direct::App},
     serve::{self, Listen, Listener},
     service::{Identity, Sidecar},
     snapshot::Connect,
@@ -64,17 +64,16 @@ impl Serving {
         register_process(&registry)?;
         let (pushes, pushed): (Diverted, _) = mpsc::unbounded_channel();
         let holds = Holds::new(clock.clone(), pushes);
-        let sidecar = Sidecar::new(identity, holds.clone(), metrics.clone(), clock);
+        let sidecar = Sidecar::new(identity, holds.clone(), metrics, clock);
         let stop = CancellationToken::new();
         let keeper = AbortOnDropHandle::new(tokio::spawn(holds.keep(pushed, stop.clone())));
-        let app = routes::router(sidecar.clone(), page);
+        let router = routes::router(sidecar.clone(), page);
+        let app = Arc::new(App { sidecar: sidecar.clone(), router });
         let (mut servers, mut listens) = (Vec::new(), Vec::new());
         for listen in listen {
             let listener = Listener::bind(listen).await?;
             listens.push(listener.local()?);
-            let refused = metrics.refused.clone();
-            let stopped = sidecar.stopped.clone();
-            let serving = serve::serve(listener, app.clone(), refused, stopped);
+            let serving = serve::serve(listener, app.clone(), sidecar.stopped.clone());
             servers.push(AbortOnDropHandle::new(tokio::spawn(serving)));
         }
         Ok(Serving { sidecar, hub: Hub::new(), registry, listens, servers, keeper, stop })
@@ -215,6 +214,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         let resumed = serving.sidecar.holds.resume(contents, &serving.sidecar, &serving.hub);
         tracing::info!(resumed, "took up the holds of an earlier run");
     }
+    for name in candidacies(&args.candidate, &serving.sidecar)? {
+        serving.sidecar.elections.campaign(&serving.sidecar, &name);
+    }
     let client = mk_client(config)?;
     let pod = OwnPod::new(client.clone(), &args.namespace, &args.pod);
     let stop = CancellationToken::new();
@@ -237,6 +239,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     stop.cancel();
     serving.close(app_has_ended).await;
     failed.map_or(Ok(()), Err)
+}
+
+/// The elections to stand in: those that the pod names, and those of terms that were taken up.
+fn candidacies(named: &str, sidecar: &Sidecar) -> anyhow::Result<BTreeSet<ClassName>> {
+    let named = named.split(',').map(str::trim).filter(|name| !name.is_empty());
+    let named =
+        named.map(|name| ClassName::new(name).with_context(|| format!("--candidate {name}")));
+    let terms =
+        sidecar.holds.live().into_iter().filter(|view| view.at.kind == Kind::LeaderElection);
+    named.chain(terms.map(|view| Ok(view.at.class))).collect()
 }
 
 /// A client for watches: no hidden retries, and no time limit on a stream on which nothing happens.

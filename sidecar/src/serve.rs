@@ -2,24 +2,31 @@
 //! make grow.
 
 use std::{
-    convert::Infallible, fmt, net::SocketAddr, path::PathBuf, pin::pin, str::FromStr, sync::Arc,
+    fmt,
+    future::{Future, poll_fn},
+    net::SocketAddr,
+    path::PathBuf,
+    pin::pin,
+    str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
-use axum::{Router, body::Body, extract::Request, http::Response, response::IntoResponse};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::IntCounter;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
-    sync::Semaphore,
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{MissedTickBehavior, interval, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
-use crate::guard;
+use crate::{
+    leash::{LOOK_EVERY, Leash, Leashes},
+    routes::direct::App,
+};
 
 /// Connections at once; more wait in the kernel's backlog.
 const MAX_CONNECTIONS: usize = 16_384;
@@ -92,7 +99,7 @@ impl Listener {
             }
             Listen::Unix(path) => {
                 // A socket file outlives its process; a living one still answers.
-                if tokio::net::UnixStream::connect(path).await.is_ok() {
+                if UnixStream::connect(path).await.is_ok() {
                     bail!("another process listens on {}", path.display());
                 }
                 drop(std::fs::remove_file(path));
@@ -115,86 +122,94 @@ impl Listener {
 /// Serves until the token is cancelled, then lets requests under way end.
 pub async fn serve(
     listener: Listener,
-    app: Router,
-    refused: IntCounter,
+    app: Arc<App>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = tokio_util::task::TaskTracker::new();
+    let (leashes, mut look) = (Leashes::default(), interval(LOOK_EVERY));
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let permit = permits.clone().acquire_owned().await.context("the server was closed")?;
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener) => accepted,
+            _ = look.tick(), if !connections.is_empty() => {
+                leashes.look();
+                continue;
+            }
+            accepted = accept(&listener, &permits) => accepted,
         };
-        let io = match accepted {
-            Ok(io) => io,
+        let app = app.clone();
+        match accepted {
+            Ok((Io::Tcp(io), permit)) => {
+                connections.spawn(connection(io, app, leashes.add(), permit))
+            }
+            Ok((Io::Unix(io), permit)) => {
+                connections.spawn(connection(io, app, leashes.add(), permit))
+            }
             Err(error) => {
                 // Out of descriptors, or a client that has gone already: not a reason to end.
                 tracing::debug!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                sleep(Duration::from_millis(10)).await;
                 continue;
             }
         };
-        let (app, refused, stop) = (app.clone(), refused.clone(), stop.clone());
-        connections.spawn(async move {
-            connection(io, app, refused, stop).await;
-            drop(permit);
-        });
     }
     if let Listener::Unix(_, path) = &listener {
         drop(std::fs::remove_file(path));
     }
+    leashes.stop();
     connections.close();
     drop(tokio::time::timeout(DRAIN, connections.wait()).await);
     Ok(())
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+enum Io {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
 
-async fn accept(listener: &Listener) -> std::io::Result<Box<dyn Io>> {
-    Ok(match listener {
+async fn accept(
+    listener: &Listener,
+    permits: &Arc<Semaphore>,
+) -> std::io::Result<(Io, OwnedSemaphorePermit)> {
+    let permit = permits.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    let io = match listener {
         Listener::Tcp(listener) => {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Box::new(stream)
+            Io::Tcp(stream)
         }
-        Listener::Unix(listener, _) => Box::new(listener.accept().await?.0),
-    })
+        Listener::Unix(listener, _) => Io::Unix(listener.accept().await?.0),
+    };
+    Ok((io, permit))
 }
 
-async fn connection(io: Box<dyn Io>, app: Router, refused: IntCounter, stop: CancellationToken) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (app, refused) = (app.clone(), refused.clone());
-        async move { Ok::<_, Infallible>(answer(app, &refused, request).await) }
-    });
+async fn connection(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    app: Arc<App>,
+    leash: Leash,
+    _permit: OwnedSemaphorePermit,
+) {
+    let service = service_fn(|request: Request<Incoming>| app.answer(request));
     let serving = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(leash.clone())
         .header_read_timeout(HEADERS_WITHIN)
         .max_buf_size(MAX_HEADERS)
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(io), service);
-    let mut serving = pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
+    let (mut serving, mut tied, mut ending) = (pin!(serving), false, false);
+    let ended = poll_fn(|cx| {
+        if !tied {
+            leash.tie(cx.waker());
+            tied = true;
         }
-    };
-    if let Err(error) = ended {
+        if !ending && leash.is_stopped() {
+            serving.as_mut().graceful_shutdown();
+            ending = true;
+        }
+        serving.as_mut().poll(cx)
+    });
+    if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection broke");
-    }
-}
-
-async fn answer(app: Router, refused: &IntCounter, request: Request<Incoming>) -> Response<Body> {
-    if let Err(failure) = guard::check(&request) {
-        refused.inc();
-        return failure.into_response();
-    }
-    match app.oneshot(request.map(Body::new)).await {
-        Ok(response) => response,
-        Err(never) => match never {},
     }
 }

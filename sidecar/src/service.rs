@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use holdfast_api::bundle::Verb;
 use holdfast_backend::waiter::{Acquisition, HeldLock};
 use holdfast_core::{
-    Address, Clock, HoldId, Holder, Key, Kind, SessionId,
+    Address, Clock, HoldId, Holder, Key, Kind, SessionId, Stamp,
     lock::{Acquire, HolderView},
 };
 use holdfast_wire::{
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     authz,
+    elections::Elections,
     error::Failure,
     holds::{Found, Holds, MAX_HOLDS, NewHold, View, ended::End},
     liveness::Bound,
@@ -30,11 +31,14 @@ use crate::{
 };
 
 mod answers;
+mod election;
 mod holding;
+mod ratelimit;
 mod terms;
 
 pub use answers::mk_holder;
 use answers::{mk_closing, mk_ended, mk_locked, mk_queue_full, mk_state, mk_too_many, mk_unknown};
+pub use ratelimit::Checked;
 use terms::{Terms, invalid};
 
 /// Requests of this pod that may wait at once, for all classes.
@@ -69,6 +73,8 @@ pub struct Sidecar {
     pub snapshot: ArcSwap<Snapshot>,
     /// The live holds.
     pub holds: Arc<Holds>,
+    /// The elections that this pod stands in.
+    pub elections: Elections,
     /// The families.
     pub metrics: Metrics,
     /// Cancelled when no more holds are to be granted.
@@ -91,6 +97,7 @@ impl Sidecar {
             identity,
             snapshot: ArcSwap::default(),
             holds,
+            elections: Elections::default(),
             metrics,
             closing: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -103,17 +110,26 @@ impl Sidecar {
     pub fn catalogue(&self) -> Catalogue {
         let snapshot = self.snapshot.load();
         let mut classes: Vec<ClassInfo> = snapshot
-            .locks
-            .values()
+            .classes()
             .filter(|class| authz::may_anything(&class.access, &self.identity.service_account))
             .map(|class| ClassInfo {
-                kind: Kind::Lock.name().into(),
+                kind: class.kind.name().into(),
                 name: class.name.to_string(),
                 backend: class.backend.clone(),
                 guarantee: class.guarantee.clone(),
-                path: format!("/v1/{}/{}", Kind::Lock.plural(), class.name),
+                path: format!("/v1/{}/{}", class.kind.route(), class.name),
             })
             .collect();
+        let limits = snapshot.rate_limits.values();
+        let limits = limits
+            .filter(|class| authz::may_anything(&class.access, &self.identity.service_account));
+        classes.extend(limits.map(|class| ClassInfo {
+            kind: Kind::RateLimit.name().into(),
+            name: class.name.to_string(),
+            backend: class.backend.clone(),
+            guarantee: class.guarantee.clone(),
+            path: format!("/v1/{}/{}", Kind::RateLimit.plural(), class.name),
+        }));
         classes.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
         Catalogue {
             namespace: self.identity.namespace.to_string(),
@@ -133,21 +149,29 @@ impl Sidecar {
         let class = self.snapshot.load().lock(name)?.clone();
         let at = self.address(&class, request.key.as_deref(), Verb::Acquire)?;
         let terms = Terms::read(request, &class, self.identity.in_pod)?;
+        let _waiting = self.wait_slot(&class, terms.wait)?;
+        self.acquire_on(&class, &at, &terms).await
+    }
+
+    async fn acquire_on(
+        &self,
+        class: &Arc<LockClass>,
+        at: &Address,
+        terms: &Terms,
+    ) -> Result<View, Failure> {
         if self.holds.count() >= MAX_HOLDS {
             return Err(mk_too_many(format!("this pod has {MAX_HOLDS} holds; release some")));
         }
-        let _waiting = self.wait_slot(&class, terms.wait)?;
-        let began = Instant::now();
+        // Who does not wait needs no clock but the one its grant is counted by.
+        let began = (!terms.wait.is_zero()).then(Instant::now);
         let outcome = tokio::select! {
-            outcome = self.acquire_once(&class, &at, &terms) => outcome,
+            biased;
+            outcome = self.acquire_once(class, at, terms, began) => outcome,
             () = self.closing.cancelled() => Err(mk_closing()),
         };
         let metrics = &class.metrics;
         match &outcome {
-            Ok(_) => {
-                metrics.acquired.inc();
-                metrics.wait.observe(began.elapsed().as_secs_f64());
-            }
+            Ok(_) => metrics.acquired.inc(),
             Err(failure) if failure.0.code == Code::Locked => metrics.locked.inc(),
             Err(_) => metrics.failed.inc(),
         }
@@ -159,14 +183,19 @@ impl Sidecar {
         class: &Arc<LockClass>,
         at: &Address,
         terms: &Terms,
+        began: Option<Instant>,
     ) -> Result<View, Failure> {
-        let until = Instant::now() + terms.wait;
         for attempt in 0..MAX_TRIES {
             let hold = match &terms.request_id {
                 None => HoldId::random(),
                 Some(id) => HoldId::derive(&self.session_of_try(attempt), at, id),
             };
-            match self.holds.find(&hold) {
+            // A request without a name of its own is never a retry.
+            let earlier = match &terms.request_id {
+                None => Found::Unknown,
+                Some(_) => self.holds.find(&hold),
+            };
+            match earlier {
                 // A retry: the same grant.
                 Found::Live(view) => return Ok(view),
                 Found::Ended(End::GivenUp) => continue,
@@ -182,11 +211,23 @@ impl Sidecar {
                 max_hold: terms.max_hold,
                 enqueue: !terms.wait.is_zero(),
             };
-            let wait = until.saturating_duration_since(Instant::now());
+            let waited = || began.map_or(Duration::ZERO, |began| began.elapsed());
+            let wait = match attempt {
+                0 => terms.wait,
+                _ => terms.wait.saturating_sub(waited()),
+            };
             // Who renews by hand gets the whole time to live to begin with.
             let claim = terms.bind.is_none();
             match class.client.acquire(at, request, wait, claim).await? {
-                Acquisition::Held(held) => return self.admit(class, at, terms, held),
+                Acquisition::Held(held) => {
+                    let now = self.clock.now();
+                    let waited = match began {
+                        Some(began) => began.elapsed(),
+                        None => now.since(held.deadline.since()),
+                    };
+                    class.metrics.wait.observe(waited.as_secs_f64());
+                    return self.admit(class, at, terms, held, now);
+                }
                 Acquisition::Locked { retry_after, waiters } => {
                     return Err(mk_locked(at, retry_after, waiters));
                 }
@@ -194,7 +235,7 @@ impl Sidecar {
                     return Err(mk_queue_full(at, class.config.ttl_ms, waiters));
                 }
                 // An earlier try of this request was given up by its caller.
-                Acquisition::Cancelled => self.holds.given_up(hold),
+                Acquisition::Cancelled => self.holds.given_up(&hold),
             }
         }
         let why = "this requestId was given up too often; send a new one";
@@ -217,12 +258,13 @@ impl Sidecar {
         at: &Address,
         terms: &Terms,
         held: HeldLock,
+        now: Stamp,
     ) -> Result<View, Failure> {
-        let now = self.clock.now();
         let bound = terms.bind.map(|bind| match bind {
             Bind::Process => Bound::Process,
             Bind::Stream => Bound::Stream { open: 0, grace: terms.ttl, last: now },
             Bind::Heartbeat => Bound::Heartbeat { every: terms.heartbeat, last: now },
+            Bind::Container if terms.of_pod => Bound::Pod { counts_on: Arc::default() },
             Bind::Container => {
                 Bound::Container { granted_s: now.real_ns / 1_000_000_000, counts_on: None }
             }
@@ -235,7 +277,7 @@ impl Sidecar {
             max_hold: terms.max_hold,
             bound,
         };
-        self.holds.insert(new).map_err(mk_ended)
+        self.holds.insert(new, now).map_err(mk_ended)
     }
 
     /// Takes a key from whoever has it.
@@ -271,11 +313,12 @@ impl Sidecar {
     pub async fn status(&self) -> Status {
         let snapshot = self.snapshot.load_full();
         let mut locks = Vec::new();
-        for class in snapshot.locks.values() {
+        for class in snapshot.classes() {
             let backend = class.client.backend();
             let namespace = &self.identity.namespace;
-            match backend.list(namespace, &class.name, &class.config, 100).await {
+            match backend.list(class.kind, namespace, &class.name, &class.config, 100).await {
                 Ok(rows) => locks.extend(rows.into_iter().map(|(key, view)| StatusRow {
+                    kind: class.kind.name().into(),
                     name: class.name.to_string(),
                     state: mk_state(&key, view),
                 })),
@@ -302,7 +345,7 @@ impl Sidecar {
         let hold = read_hold(hold)?;
         let snapshot = self.snapshot.load();
         let view = match self.live(self.holds.find(&hold)) {
-            Ok(view) if view.class.name.as_str() == name => view,
+            Ok(view) if view.class.name.as_str() == name && view.at.kind == Kind::Lock => view,
             // A wrong name explains more than an unknown hold.
             other => {
                 snapshot.lock(name)?;
@@ -340,14 +383,18 @@ impl Sidecar {
         }
         if !authz::permits(&class.access, &self.identity.service_account, verb, &key) {
             let why = format!(
-                "the access rules of Lock \"{}\" do not let ServiceAccount \"{}\" do this; \
+                "the access rules of {} \"{}\" do not let ServiceAccount \"{}\" do this; \
                  see spec.access",
-                class.name, self.identity.service_account
+                class.kind, class.name, self.identity.service_account
             );
             return Err(Failure::new(Code::Forbidden, why));
         }
+        Ok(self.address_of(class, key))
+    }
+
+    fn address_of(&self, class: &LockClass, key: Key) -> Address {
         let namespace = self.identity.namespace.clone();
-        Ok(Address { kind: Kind::Lock, namespace, class: class.name.clone(), key })
+        Address { kind: class.kind, namespace, class: class.name.clone(), key }
     }
 
     /// A place among those who may wait.
@@ -389,5 +436,5 @@ fn read_hold(hold: Option<&str>) -> Result<HoldId, Failure> {
     let Some(text) = hold else {
         return Err(invalid("holdId", "is required: the one that acquire answered"));
     };
-    HoldId::new(text).map_err(|why| invalid("holdId", &why.to_string()))
+    HoldId::new(text).map_err(|why| Failure::new(Code::InvalidField, format!("holdId: {why}")))
 }

@@ -1,25 +1,31 @@
 //! What the bundle says, in the form that requests need: read without locks, replaced whole.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use holdfast_api::{
-    bundle::{AccessRule, Bundle, BundleBackend, ClassConfig},
+    bundle::{AccessRule, Bundle, BundleBackend, BundleClass, ClassConfig},
     load::did_you_mean,
 };
 use holdfast_backend::waiter::LockClient;
 use holdfast_core::{
-    ClassName, Key, Kind,
+    Address, ClassName, Key, Kind,
     lock::{Keys, LockConfig},
+    ratelimit::RateLimitBackend,
 };
 use holdfast_wire::Code;
 
+pub use self::ratelimit::RateLimitClass;
 use crate::{
     error::Failure,
     metrics::{ClassMetrics, Metrics},
 };
 
-/// A Lock class, ready to serve.
+mod ratelimit;
+
+/// A class whose holds are locks, ready to serve.
 pub struct LockClass {
+    /// Its kind.
+    pub kind: Kind,
     /// Its name.
     pub name: ClassName,
     /// The backend's name.
@@ -38,6 +44,14 @@ pub struct LockClass {
     pub metrics: ClassMetrics,
 }
 
+/// A LeaderElection class, ready to serve.
+pub struct ElectionClass {
+    /// What a term is a hold of.
+    pub term: Arc<LockClass>,
+    /// How long to stand back after a resignation.
+    pub retry: Duration,
+}
+
 /// The one key of a class with one, else `default`.
 fn default_key(config: &LockConfig) -> Key {
     match &config.keys {
@@ -47,6 +61,32 @@ fn default_key(config: &LockConfig) -> Key {
 }
 
 impl LockClass {
+    /// `None`, with a warning, when its backend cannot be had.
+    fn of(
+        class: &BundleClass,
+        backend: &BundleBackend,
+        connect: &dyn Connect,
+        metrics: &Metrics,
+    ) -> Option<Arc<Self>> {
+        let client = connect.locks(&class.backend, backend);
+        let unserved =
+            |why: &String| tracing::warn!(class = %class.name, why, "class is not served");
+        let client = client.inspect_err(unserved).ok()?;
+        let kind = class.config.kind();
+        let config = class.config.lock(client.backend().substrate())?;
+        Some(Arc::new(LockClass {
+            kind,
+            name: class.name.clone(),
+            backend: class.backend.clone(),
+            guarantee: client.backend().guarantee().to_string(),
+            default_key: default_key(&config),
+            config: Arc::new(config),
+            access: class.access.clone(),
+            client,
+            metrics: metrics.class(kind.name(), class.name.as_str()),
+        }))
+    }
+
     /// 422, with the keys that there are.
     pub fn no_such_key(&self, key: &Key) -> Failure {
         let known: Vec<&str> = match &self.config.keys {
@@ -59,8 +99,8 @@ impl LockClass {
         }
         let shown: String = known.join(", ").chars().take(200).collect();
         let why = format!(
-            "Lock \"{}\" has no key \"{key}\"{hint} Its keys are fixed by spec.keys: {shown}",
-            self.name
+            "{} \"{}\" has no key \"{key}\"{hint} Its keys are fixed by spec.keys: {shown}",
+            self.kind, self.name
         );
         Failure::new(Code::KeyNotAllowed, why)
     }
@@ -73,6 +113,10 @@ pub struct Snapshot {
     pub hash: String,
     /// The Lock classes by name.
     pub locks: HashMap<String, Arc<LockClass>>,
+    /// The LeaderElection classes by name.
+    pub elections: HashMap<String, Arc<ElectionClass>>,
+    /// The RateLimit classes by name.
+    pub rate_limits: HashMap<String, Arc<RateLimitClass>>,
 }
 
 /// Makes clients of backends. Implemented where the connections are made.
@@ -82,38 +126,66 @@ pub trait Connect: Send + Sync {
     /// # Errors
     /// A sentence, when this process cannot reach such a backend at all.
     fn locks(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String>;
+
+    /// The rate limits on a backend.
+    ///
+    /// # Errors
+    /// As [`Connect::locks`].
+    fn rate_limits(
+        &self,
+        name: &str,
+        backend: &BundleBackend,
+    ) -> Result<Arc<dyn RateLimitBackend>, String>;
 }
 
 impl Snapshot {
     /// A snapshot of a bundle. A class whose backend cannot be had is left out with a warning.
     pub fn new(bundle: &Bundle, connect: &dyn Connect, metrics: &Metrics) -> Self {
-        let mut locks = HashMap::new();
+        let mut snapshot = Snapshot { hash: bundle.hash.clone(), ..Snapshot::default() };
         for class in &bundle.classes {
             let Some(backend) = bundle.backends.get(&class.backend) else {
                 tracing::warn!(class = %class.name, backend = class.backend, "no such backend");
                 continue;
             };
             match &class.config {
-                ClassConfig::Lock(config) => match connect.locks(&class.backend, backend) {
-                    Ok(client) => {
-                        let name = class.name.as_str();
-                        let class = LockClass {
-                            name: class.name.clone(),
-                            backend: class.backend.clone(),
-                            guarantee: client.backend().guarantee().to_string(),
-                            default_key: default_key(config),
-                            config: Arc::new(config.clone()),
-                            access: class.access.clone(),
-                            client,
-                            metrics: metrics.class(Kind::Lock.name(), name),
-                        };
-                        locks.insert(class.name.to_string(), Arc::new(class));
+                ClassConfig::Lock(_) => {
+                    if let Some(lock) = LockClass::of(class, backend, connect, metrics) {
+                        snapshot.locks.insert(class.name.to_string(), lock);
                     }
-                    Err(why) => tracing::warn!(class = %class.name, why, "class is not served"),
-                },
+                }
+                ClassConfig::LeaderElection(config) => {
+                    if let Some(term) = LockClass::of(class, backend, connect, metrics) {
+                        let retry = Duration::from_millis(config.retry_period_ms);
+                        let election = Arc::new(ElectionClass { term, retry });
+                        snapshot.elections.insert(class.name.to_string(), election);
+                    }
+                }
+                ClassConfig::RateLimit(config) => {
+                    match connect.rate_limits(&class.backend, backend) {
+                        Ok(client) => {
+                            let limit = RateLimitClass::new(class, config, client, metrics);
+                            snapshot.rate_limits.insert(class.name.to_string(), Arc::new(limit));
+                        }
+                        Err(why) => tracing::warn!(class = %class.name, why, "class is not served"),
+                    }
+                }
             }
         }
-        Snapshot { hash: bundle.hash.clone(), locks }
+        snapshot
+    }
+
+    /// Every class whose holds are locks, of whatever kind.
+    pub fn classes(&self) -> impl Iterator<Item = &Arc<LockClass>> {
+        self.locks.values().chain(self.elections.values().map(|election| &election.term))
+    }
+
+    /// The class that the holds at an address belong to.
+    pub fn class_of(&self, at: &Address) -> Option<&Arc<LockClass>> {
+        match at.kind {
+            Kind::Lock => self.locks.get(at.class.as_str()),
+            Kind::LeaderElection => self.elections.get(at.class.as_str()).map(|class| &class.term),
+            Kind::RateLimit => None,
+        }
     }
 
     /// The Lock class of a name.
@@ -121,10 +193,21 @@ impl Snapshot {
     /// # Errors
     /// 404, with the nearest name that there is.
     pub fn lock(&self, name: &str) -> Result<&Arc<LockClass>, Failure> {
-        self.locks.get(name).ok_or_else(|| {
-            let shown: String = name.chars().take(64).collect();
-            let hint = did_you_mean(&shown, self.locks.keys().map(String::as_str));
-            Failure::new(Code::ClassNotFound, format!("there is no Lock \"{shown}\" here{hint}"))
-        })
+        self.locks.get(name).ok_or_else(|| no_such(Kind::Lock, name, self.locks.keys()))
     }
+
+    /// The LeaderElection class of a name.
+    ///
+    /// # Errors
+    /// 404, with the nearest name that there is.
+    pub fn election(&self, name: &str) -> Result<&Arc<ElectionClass>, Failure> {
+        let there = self.elections.get(name);
+        there.ok_or_else(|| no_such(Kind::LeaderElection, name, self.elections.keys()))
+    }
+}
+
+fn no_such<'a>(kind: Kind, name: &str, known: impl Iterator<Item = &'a String>) -> Failure {
+    let shown: String = name.chars().take(64).collect();
+    let hint = did_you_mean(&shown, known.map(String::as_str));
+    Failure::new(Code::ClassNotFound, format!("there is no {kind} \"{shown}\" here{hint}"))
 }

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_core::{ClassName, Kind, Substrate, lock::LockConfig};
+use holdfast_core::{
+    ClassName, Guarantee, Kind, Substrate, election::ElectionConfig, lock::LockConfig,
+    ratelimit::RateLimitConfig, supports,
+};
 use serde::{Deserialize, Serialize};
 
 /// The ConfigMap that carries the bundle, one per namespace.
@@ -55,6 +58,10 @@ pub struct BundleClass {
 pub enum ClassConfig {
     /// A Lock.
     Lock(LockConfig),
+    /// A LeaderElection.
+    LeaderElection(ElectionConfig),
+    /// A RateLimit.
+    RateLimit(RateLimitConfig),
 }
 
 impl ClassConfig {
@@ -62,6 +69,17 @@ impl ClassConfig {
     pub const fn kind(&self) -> Kind {
         match self {
             ClassConfig::Lock(_) => Kind::Lock,
+            ClassConfig::LeaderElection(_) => Kind::LeaderElection,
+            ClassConfig::RateLimit(_) => Kind::RateLimit,
+        }
+    }
+
+    /// The lock that its holds are of, on a substrate; `None` for a kind that has no holds.
+    pub fn lock(&self, on: Substrate) -> Option<LockConfig> {
+        match self {
+            ClassConfig::Lock(config) => Some(config.clone()),
+            ClassConfig::LeaderElection(config) => Some(config.lock(on)),
+            ClassConfig::RateLimit(_) => None,
         }
     }
 }
@@ -107,8 +125,11 @@ pub struct BundleBackend {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisAddress {
-    /// `host:port`, one for a standalone server.
+    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary.
     pub addresses: Vec<String>,
+    /// What the Sentinels call the primary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_name: Option<String>,
     /// Whether to use TLS.
     pub tls: bool,
     /// The PEM bundle of certificate authorities to trust; the system's when absent.
@@ -116,6 +137,19 @@ pub struct RedisAddress {
     pub ca: Option<String>,
     /// The database number.
     pub database: i64,
+    /// Whether grants wait for replicas.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<RedisAck>,
+}
+
+/// How many replicas must have a grant before it is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RedisAck {
+    /// How many.
+    pub replicas: u8,
+    /// How long they may take.
+    pub timeout_ms: u32,
 }
 
 /// An incarnation of a Redis's data, kept by the operator in etcd. See docs/guarantees.md.
@@ -128,6 +162,20 @@ pub struct Epoch {
     pub replid: String,
     /// Whether the quarantine is over and grants may be made.
     pub open: bool,
+}
+
+impl BundleBackend {
+    /// What a class of a kind promises on it.
+    ///
+    /// # Errors
+    /// A sentence for the user, when there is no such class.
+    pub fn guarantee(&self, kind: Kind) -> Result<Guarantee, &'static str> {
+        let ack = self.redis.as_ref().and_then(|redis| redis.ack);
+        Ok(match (supports(kind, self.substrate)?, ack) {
+            (Guarantee::BestEffort, Some(ack)) => Guarantee::PrimaryAck(ack.replicas),
+            (guarantee, _) => guarantee,
+        })
+    }
 }
 
 impl Bundle {

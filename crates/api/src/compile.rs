@@ -1,8 +1,9 @@
 //! Classes in, bundle out: the one function behind the operator and `holdfast dev`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use holdfast_core::{ClassName, Kind, Substrate, supports};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt;
 use sha2::{Digest, Sha256};
 
@@ -12,7 +13,7 @@ use crate::{
         Verb,
     },
     load::did_you_mean,
-    v1alpha1::{Lock, lock},
+    v1alpha1::{LeaderElection, Lock, RateLimit, lock},
     validate::{FieldError, Resolved, Validate},
 };
 
@@ -21,6 +22,10 @@ use crate::{
 pub enum Class {
     /// A Lock.
     Lock(Lock),
+    /// A LeaderElection.
+    LeaderElection(LeaderElection),
+    /// A RateLimit.
+    RateLimit(RateLimit),
 }
 
 impl Class {
@@ -28,6 +33,8 @@ impl Class {
     pub const fn kind(&self) -> Kind {
         match self {
             Class::Lock(_) => Kind::Lock,
+            Class::LeaderElection(_) => Kind::LeaderElection,
+            Class::RateLimit(_) => Kind::RateLimit,
         }
     }
 
@@ -35,6 +42,8 @@ impl Class {
     pub fn name(&self) -> String {
         match self {
             Class::Lock(lock) => lock.name_any(),
+            Class::LeaderElection(election) => election.name_any(),
+            Class::RateLimit(limit) => limit.name_any(),
         }
     }
 
@@ -42,13 +51,38 @@ impl Class {
     pub fn namespace(&self) -> String {
         match self {
             Class::Lock(lock) => lock.namespace().unwrap_or_else(|| "default".into()),
+            Class::LeaderElection(election) => {
+                election.namespace().unwrap_or_else(|| "default".into())
+            }
+            Class::RateLimit(limit) => limit.namespace().unwrap_or_else(|| "default".into()),
         }
+    }
+
+    /// Its metadata.
+    pub const fn meta(&self) -> &ObjectMeta {
+        match self {
+            Class::Lock(lock) => &lock.metadata,
+            Class::LeaderElection(election) => &election.metadata,
+            Class::RateLimit(limit) => &limit.metadata,
+        }
+    }
+
+    /// How long one of its holds may last without a renewal, as far as the spec says.
+    pub fn ttl(&self) -> Duration {
+        Duration::from_secs(u64::from(match self {
+            Class::Lock(lock) => lock.spec.ttl_seconds,
+            Class::LeaderElection(election) => election.spec.lease_duration_seconds,
+            // Nothing is held.
+            Class::RateLimit(_) => 0,
+        }))
     }
 
     /// The backend it names.
     pub fn backend(&self) -> &str {
         match self {
             Class::Lock(lock) => lock.backend(),
+            Class::LeaderElection(election) => election.backend(),
+            Class::RateLimit(limit) => limit.backend(),
         }
     }
 
@@ -59,12 +93,18 @@ impl Class {
     pub fn validate(&self, on: &Resolved) -> Result<ClassConfig, Vec<FieldError>> {
         match self {
             Class::Lock(lock) => lock.validate(on).map(ClassConfig::Lock),
+            Class::LeaderElection(election) => {
+                election.validate(on).map(ClassConfig::LeaderElection)
+            }
+            Class::RateLimit(limit) => limit.validate(on).map(ClassConfig::RateLimit),
         }
     }
 
     fn access(&self) -> &[lock::AccessSpec] {
         match self {
             Class::Lock(lock) => lock.access(),
+            Class::LeaderElection(election) => election.access(),
+            Class::RateLimit(limit) => limit.access(),
         }
     }
 }

@@ -7,12 +7,13 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::v1alpha1::{Backend, Lock};
+use crate::v1alpha1::{Backend, LeaderElection, Lock};
 
 /// Every definition there is, with the name of the file it is kept in.
 pub fn all_crds() -> Vec<(&'static str, CustomResourceDefinition)> {
     vec![
         ("holdfast.dev_backends.yaml", plain(Backend::crd())),
+        ("holdfast.dev_leaderelections.yaml", plain(LeaderElection::crd())),
         ("holdfast.dev_locks.yaml", plain(Lock::crd())),
     ]
 }

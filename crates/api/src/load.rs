@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     compile::Class,
     names::{GROUP, VERSION},
-    v1alpha1::{Backend, Lock},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit},
 };
 
 /// What a file may hold.
@@ -100,9 +100,16 @@ fn load_document(text: &str, first_line: u64) -> Result<Option<Object>, LoadErro
     }
     match head.kind.as_str() {
         "Lock" => Ok(Some(Object::Class(Class::Lock(typed(text, first_line, &Lock::crd())?)))),
+        "RateLimit" => {
+            Ok(Some(Object::Class(Class::RateLimit(typed(text, first_line, &RateLimit::crd())?))))
+        }
+        "LeaderElection" => {
+            let class = typed(text, first_line, &LeaderElection::crd())?;
+            Ok(Some(Object::Class(Class::LeaderElection(class))))
+        }
         "Backend" => Ok(Some(Object::Backend(Box::new(typed(text, first_line, &Backend::crd())?)))),
         other => {
-            let hint = did_you_mean(other, ["Lock", "Backend"]);
+            let hint = did_you_mean(other, ["Lock", "LeaderElection", "RateLimit", "Backend"]);
             Err(at("kind", format!("there is no kind \"{other}\"{hint}")))
         }
     }

@@ -48,3 +48,27 @@ pub trait Validate {
     /// All that is wrong, not only the first.
     fn validate(&self, on: &Resolved) -> Result<Self::Config, Vec<FieldError>>;
 }
+
+/// Checks the rules of access of a class.
+pub fn check_access(rules: &[AccessSpec]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (i, rule) in rules.iter().enumerate() {
+        let names = rule.service_accounts.iter().enumerate();
+        for (j, _) in names.filter(|(_, name)| !is_account(name)) {
+            errors.push(FieldError::new(
+                format!("spec.access[{i}].serviceAccounts[{j}]"),
+                "must be the name of a ServiceAccount: a-z, 0-9, '-' and '.'",
+            ));
+        }
+    }
+    errors
+}
+
+/// Whether a ServiceAccount can be called so. Roles are named after it.
+fn is_account(name: &str) -> bool {
+    let ends = |text: &str, at: char| text.starts_with(at) || text.ends_with(at);
+    (1..=253).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
+        && !ends(name, '-')
+        && !ends(name, '.')
+}

@@ -10,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use foldhash::fast::RandomState;
 use holdfast_core::{HoldId, lock::Push};
 use tokio::sync::{Notify, mpsc};
 
@@ -19,7 +20,8 @@ pub type Diverted = mpsc::UnboundedSender<(HoldId, Push)>;
 /// The entries of all holds of this process.
 #[derive(Default)]
 pub struct Hub {
-    slots: Mutex<HashMap<HoldId, Vec<Arc<Slot>>>>,
+    // Names of holds are random or digests: nobody can choose them to collide.
+    slots: Mutex<HashMap<HoldId, Vec<Arc<Slot>>, RandomState>>,
 }
 
 /// One user of a hold. Small: ten thousand holds must not cost a channel each.

@@ -2,5 +2,7 @@
 //! against, and what `holdfast dev` runs on.
 
 mod lock;
+mod ratelimit;
 
 pub use lock::MemoryLocks;
+pub use ratelimit::MemoryRateLimits;

@@ -6,8 +6,13 @@
 //! - [`RedisAdmin`] is the operator's: probe, library, epoch marker, users, purge. [`LocalEpoch`]
 //!   stands in for the operator where there is none.
 //!
-//! Standalone mode only for now: the epoch's marker lives in another hash slot than the objects.
+//! - `acked` is the connection of grants that replicas must have: WAIT blocks the one it is on.
+//!
+//! - [`sentinel`] finds the primary that Sentinels watch.
+//!
+//! One primary at a time, no cluster: the epoch's marker lives in another hash slot than the objects.
 
+mod acked;
 pub mod admin;
 pub mod client;
 pub mod config;
@@ -15,12 +20,18 @@ pub mod epoch;
 pub mod errors;
 pub mod keys;
 mod lock;
+mod policy;
 mod pushes;
+mod ratelimit;
 mod reply;
 pub mod scripts;
+pub mod sentinel;
 pub mod users;
 
+pub use acked::Ack;
 pub use admin::{Probe, RedisAdmin};
 pub use config::{CredentialSource, Credentials, RedisConfig};
 pub use epoch::{KnownEpoch, LocalEpoch};
 pub use lock::RedisLocks;
+pub use ratelimit::RedisRateLimits;
+pub use sentinel::Sentinels;

@@ -10,9 +10,9 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Address, BackendError, Clock, Deadline, Fence, HoldId, SessionId, Stamp,
+    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp,
     clock::Backoff,
-    lock::{Acquire, Attempt, Grant, LockBackend, LockConfig, Push, Renewal},
+    lock::{Acquire, Attempt, Grant, LockBackend, Push, Renewal},
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -102,11 +102,11 @@ impl LockClient {
         wait: Duration,
         claim: bool,
     ) -> Result<Acquisition, BackendError> {
-        let until = Instant::now() + wait;
         request.enqueue = !wait.is_zero();
+        let until = request.enqueue.then(|| Instant::now() + wait);
         let request = request;
-        let inbox = self.hub.register(&request.hold);
-        let mut pending = Pending::new(self, at, &request, inbox);
+        let inbox = Some(self.hub.register(&request.hold));
+        let mut pending = Pending { client: self, at, request: &request, inbox };
         let mut backoff = Backoff::new(Duration::from_millis(50), retry_cap(request.ttl));
         loop {
             let sent = self.clock.now();
@@ -114,11 +114,13 @@ impl LockClient {
                 Ok(Attempt::Granted(grant)) => return Ok(pending.held(grant, sent)),
                 Ok(Attempt::Queued { position }) => {
                     let place = self.lines.join(at, &request, sent);
-                    match self.stand(&mut pending, &request, &place, until, claim).await? {
+                    // Few requests wait; the others need not carry the room for it.
+                    let turn = Box::pin(self.stand(&mut pending, &request, &place, until, claim));
+                    match turn.await? {
                         Turn::Held(held) => return Ok(held),
                         Turn::AskAgain => {}
                         Turn::TimedOut => {
-                            pending.settle().await?;
+                            Box::pin(pending.settle()).await?;
                             let retry_after = Duration::from_millis(request.config.ttl_ms);
                             return Ok(Acquisition::Locked { retry_after, waiters: position - 1 });
                         }
@@ -137,14 +139,15 @@ impl LockClient {
                     return Ok(Acquisition::Cancelled);
                 }
                 Err(error @ BackendError::Unknown(_)) => {
-                    pending.settle().await?;
+                    Box::pin(pending.settle()).await?;
                     let what = format!("{error}; settled: nothing is held");
                     return Err(BackendError::Unavailable(what));
                 }
                 Err(error) => {
                     // Nothing was done. A waiter has time to see whether the store comes back.
                     let delay = backoff.next_delay();
-                    if !error.is_retryable() || Instant::now() + delay >= until {
+                    let too_late = until.is_none_or(|until| Instant::now() + delay >= until);
+                    if !error.is_retryable() || too_late {
                         // An earlier round may have left a ticket.
                         if request.enqueue {
                             drop(pending)
@@ -162,12 +165,14 @@ impl LockClient {
     /// Waits for a push, at a place in the line.
     async fn stand(
         &self,
-        pending: &mut Pending,
+        pending: &mut Pending<'_>,
         request: &Acquire,
         place: &Place,
-        until: Instant,
+        until: Option<Instant>,
         claim: bool,
     ) -> Result<Turn, BackendError> {
+        // Who does not wait is never queued.
+        let Some(until) = until else { return Ok(Turn::TimedOut) };
         let Ok(push) = timeout_at(until, pending.inbox().recv()).await else {
             return Ok(Turn::TimedOut);
         };
@@ -178,12 +183,16 @@ impl LockClient {
         // A grant that another's transition made began at some time after this ticket was last
         // known to be waiting.
         let since = since.unwrap_or_else(|| place.last_waiting(grant.fence));
+        // Nobody has waited for replicas yet: asking again does.
+        if !grant.claimed && matches!(self.backend.guarantee(), Guarantee::PrimaryAck(_)) {
+            return Ok(Turn::AskAgain);
+        }
         let left = Deadline::new(since, grant.ttl).remaining(self.clock.now());
         if grant.claimed || (!claim && left >= grant.ttl / 3) {
             return Ok(Turn::Held(pending.held(grant, since)));
         }
         let sent = self.clock.now();
-        let (at, config) = (&pending.at, &request.config);
+        let (at, config) = (pending.at, &request.config);
         match self.backend.renew(at, config, &request.hold, request.ttl).await? {
             Renewal::Renewed { ttl } => {
                 let grant = Grant { ttl, claimed: true, ..grant };
@@ -202,36 +211,23 @@ enum Turn {
 
 /// A request on its way. Unless it ends in a hold or is known to have left nothing, dropping it
 /// settles it in the background.
-struct Pending {
-    backend: Arc<dyn LockBackend>,
-    hub: Arc<Hub>,
-    at: Address,
-    config: Arc<LockConfig>,
-    hold: HoldId,
-    ttl: Duration,
+struct Pending<'a> {
+    client: &'a LockClient,
+    at: &'a Address,
+    request: &'a Acquire,
     inbox: Option<Inbox>,
 }
 
-impl Pending {
-    fn new(client: &LockClient, at: &Address, request: &Acquire, inbox: Inbox) -> Self {
-        Pending {
-            backend: client.backend.clone(),
-            hub: client.hub.clone(),
-            at: at.clone(),
-            config: request.config.clone(),
-            hold: request.hold.clone(),
-            ttl: request.ttl,
-            inbox: Some(inbox),
-        }
-    }
-
+impl Pending<'_> {
     fn inbox(&mut self) -> &mut Inbox {
         // Taken only by what ends the request.
-        self.inbox.get_or_insert_with(|| self.hub.register(&self.hold))
+        let Pending { client, request, .. } = *self;
+        self.inbox.get_or_insert_with(|| client.hub.register(&request.hold))
     }
 
     fn held(&mut self, grant: Grant, since: Stamp) -> Acquisition {
-        let inbox = self.inbox.take().unwrap_or_else(|| self.hub.register(&self.hold));
+        let register = || self.client.hub.register(&self.request.hold);
+        let inbox = self.inbox.take().unwrap_or_else(register);
         Acquisition::Held(HeldLock {
             fence: grant.fence,
             ttl: grant.ttl,
@@ -260,12 +256,13 @@ impl Pending {
     fn settling(&mut self) -> Option<tokio::task::JoinHandle<Result<(), BackendError>>> {
         let inbox = self.inbox.take()?;
         drop(inbox);
-        if self.hub.users(&self.hold) > 0 {
+        let Pending { client, at, request, .. } = *self;
+        if client.hub.users(&request.hold) > 0 {
             return None;
         }
         let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let (backend, at) = (self.backend.clone(), self.at.clone());
-        let (config, hold, ttl) = (self.config.clone(), self.hold.clone(), self.ttl);
+        let (backend, at, ttl) = (client.backend.clone(), at.clone(), request.ttl);
+        let (config, hold) = (request.config.clone(), request.hold.clone());
         Some(runtime.spawn(async move {
             let give_up = Instant::now() + ttl.max(Duration::from_secs(1)) * SETTLE_FOR_TTLS;
             let mut backoff = Backoff::new(Duration::from_millis(20), retry_cap(ttl));
@@ -283,7 +280,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for Pending<'_> {
     fn drop(&mut self) {
         drop(self.settling());
     }

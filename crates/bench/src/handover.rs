@@ -12,7 +12,7 @@ use crate::{
     Bench,
     figures::{Figure, Target, median, per_mille},
     load::Connection,
-    process::Server,
+    process::{ANY, FIRST, SECOND, Server},
     script,
     throughput::{classes, sidecar},
 };
@@ -95,9 +95,11 @@ async fn bare(redis: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
 /// Hand-over on Redis beside the bare one.
 pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let (rounds, each) = if bench.quick { (2, 100) } else { (7, 300) };
-    let (classes, redis) = (classes()?, Server::redis(1).await?);
+    // A latency and not a rate: nothing is pinned, or one side would pay for waking a core and the
+    // other not.
+    let (classes, redis) = (classes()?, Server::redis(ANY).await?);
     let address = format!("127.0.0.1:{}", redis.port);
-    let sidecar = sidecar(bench, &classes, Some(&address)).await?;
+    let sidecar = sidecar(bench, ANY, &classes, Some(&address)).await?;
     let (mut halves, mut tails, mut ours, mut theirs) = (vec![], vec![], vec![], vec![]);
     for _ in 0..rounds {
         let mut bare = bare(&address, each).await?;
@@ -117,9 +119,9 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 /// A thousand waiters on one key: what they cost while nothing happens, and at each release.
 pub async fn crowd(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let (waiters, releases) = if bench.quick { (100, 10) } else { (999, 100) };
-    let (classes, redis) = (classes()?, Server::redis(1).await?);
+    let (classes, redis) = (classes()?, Server::redis(SECOND).await?);
     let address = format!("127.0.0.1:{}", redis.port);
-    let sidecar = sidecar(bench, &classes, Some(&address)).await?;
+    let sidecar = sidecar(bench, FIRST, &classes, Some(&address)).await?;
     let mut holder = Connection::open(sidecar.port).await?;
     let mut hold = holder.acquire("key=crowd").await?;
     let (answered, mut next) = tokio::sync::mpsc::unbounded_channel();

@@ -9,7 +9,7 @@ use crate::{
     figures::{Figure, Target},
     handover::calls,
     load::Connection,
-    process::Server,
+    process::{FIRST, SECOND, Server},
     throughput::{classes, dev, sidecar},
 };
 
@@ -27,7 +27,7 @@ pub fn binaries(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 /// Memory, CPU and the time to start, in dev mode.
 pub async fn idle(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let classes = classes()?;
-    let server = Server::start(0, &bench.bin.join("holdfast"), dev(&classes, None)).await?;
+    let server = Server::start(FIRST, &bench.bin.join("holdfast"), dev(&classes, None)).await?;
     sleep(Duration::from_secs(1)).await;
     let (cpu, watched) = (server.cpu()?, if bench.quick { 3.0 } else { 15.0 });
     sleep(Duration::from_secs_f64(watched)).await;
@@ -48,9 +48,9 @@ pub async fn idle(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 pub async fn many_holds(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let holds: usize = if bench.quick { 1_000 } else { 10_000 };
     let classes = classes()?;
-    let redis = Server::redis(1).await?;
+    let redis = Server::redis(SECOND).await?;
     let address = format!("127.0.0.1:{}", redis.port);
-    let server = sidecar(bench, &classes, Some(&address)).await?;
+    let server = sidecar(bench, FIRST, &classes, Some(&address)).await?;
     let mut connection = Connection::open(server.port).await?;
     let mut ids = Vec::with_capacity(holds);
     for key in 0..holds {

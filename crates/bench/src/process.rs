@@ -13,6 +13,13 @@ use tokio::time::{Instant, sleep};
 /// The kernel's ticks per second in /proc/PID/stat, on every Linux of today.
 const TICKS: f64 = 100.0;
 
+/// The core of what is measured.
+pub const FIRST: &str = "0";
+/// The core of the load and of Redis.
+pub const SECOND: &str = "1";
+/// Both: the scheduler decides.
+pub const ANY: &str = "0,1";
+
 /// A running server.
 pub struct Server {
     child: Child,
@@ -28,16 +35,16 @@ pub fn free_port() -> anyhow::Result<u16> {
 }
 
 impl Server {
-    /// Starts a program on a core; `args` gets the port it must listen on.
+    /// Starts a program on some cores; `args` gets the port it must listen on.
     pub async fn start(
-        core: usize,
+        cores: &str,
         program: &Path,
         args: impl FnOnce(u16) -> Vec<String>,
     ) -> anyhow::Result<Self> {
         let port = free_port()?;
         let begun = Instant::now();
         let mut child = Command::new("taskset")
-            .args(["-c", &core.to_string()])
+            .args(["-c", cores])
             .arg(program)
             .args(args(port))
             .stdin(Stdio::null())
@@ -58,14 +65,14 @@ impl Server {
     }
 
     /// `redis-server` without persistence.
-    pub async fn redis(core: usize) -> anyhow::Result<Self> {
+    pub async fn redis(cores: &str) -> anyhow::Result<Self> {
         let words = |port: u16| {
             let text = format!(
                 "--port {port} --bind 127.0.0.1 --appendonly no --maxmemory-policy noeviction"
             );
             text.split(' ').map(str::to_owned).chain(["--save".into(), String::new()]).collect()
         };
-        Self::start(core, Path::new("redis-server"), words).await
+        Self::start(cores, Path::new("redis-server"), words).await
     }
 
     /// CPU seconds so far.

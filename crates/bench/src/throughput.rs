@@ -12,7 +12,7 @@ use crate::{
     figures::{Figure, Target, median},
     handover::calls,
     load::Connection,
-    process::Server,
+    process::{FIRST, SECOND, Server},
     script::{self, Cycle},
 };
 
@@ -83,13 +83,14 @@ async fn direct(redis: &str, lasts: Duration) -> anyhow::Result<f64> {
     Ok(calls as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// A sidecar on core 0 that grants: on a Redis, its epoch takes a moment to be known.
+/// A sidecar that grants: on a Redis, its epoch takes a moment to be known.
 pub async fn sidecar(
     bench: &Bench,
+    cores: &str,
     classes: &tempfile::TempDir,
     redis: Option<&str>,
 ) -> anyhow::Result<Server> {
-    let server = Server::start(0, &bench.bin.join("holdfast"), dev(classes, redis)).await?;
+    let server = Server::start(cores, &bench.bin.join("holdfast"), dev(classes, redis)).await?;
     for _ in 0..500 {
         let mut connection = Connection::open(server.port).await?;
         if let Ok(hold) = connection.acquire("key=ready").await {
@@ -130,14 +131,14 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let lasts = Duration::from_secs(lasts);
     let own = std::env::current_exe()?;
     let classes = classes()?;
-    let redis = Server::redis(1).await?;
+    let redis = Server::redis(SECOND).await?;
     let address = format!("127.0.0.1:{}", redis.port);
     let words = |floor: &str, port: u16| vec![floor.to_owned(), port.to_string()];
-    let f0 = Server::start(0, &own, |port| words("f0", port)).await?;
-    let f1 =
-        Server::start(0, &own, |port| [words("f1", port), vec![address.clone()]].concat()).await?;
-    let memory = sidecar(bench, &classes, None).await?;
-    let on_redis = sidecar(bench, &classes, Some(&address)).await?;
+    let f0 = Server::start(FIRST, &own, |port| words("f0", port)).await?;
+    let f1 = Server::start(FIRST, &own, |port| [words("f1", port), vec![address.clone()]].concat())
+        .await?;
+    let memory = sidecar(bench, FIRST, &classes, None).await?;
+    let on_redis = sidecar(bench, FIRST, &classes, Some(&address)).await?;
     let servers = [
         (&f0, Kind::Floor),
         (&memory, Kind::Sidecar),

@@ -141,6 +141,14 @@ fn token(text: &str, what: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// A random UUID (RFC 9562, version 4) without hyphens. From the thread's cryptographic generator,
+/// which the kernel seeds: a system call for each one would cost more than a lock in memory.
+fn random_token() -> Arc<str> {
+    let uuid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let mut text = uuid::Uuid::encode_buffer();
+    Arc::from(&*uuid.simple().encode_lower(&mut text))
+}
+
 impl Key {
     /// The key of a class that is used without one.
     pub fn default_key() -> Self {
@@ -151,7 +159,12 @@ impl Key {
 impl HoldId {
     /// A new random one (122 random bits).
     pub fn random() -> Self {
-        HoldId(uuid::Uuid::new_v4().simple().to_string().into())
+        HoldId(random_token())
+    }
+
+    /// The 128 bits of one that was made here; `None` for any other text. For tables of many.
+    pub fn bits(&self) -> Option<[u8; 16]> {
+        uuid::Uuid::try_parse(&self.0).ok().map(uuid::Uuid::into_bytes)
     }
 
     /// The hold of a request: the same session, address and request give the same hold, so that a
@@ -179,7 +192,7 @@ impl HoldId {
 impl SessionId {
     /// A new random one (122 random bits).
     pub fn random() -> Self {
-        SessionId(uuid::Uuid::new_v4().simple().to_string().into())
+        SessionId(random_token())
     }
 }
 

@@ -8,16 +8,22 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     /// Mutual exclusion with fencing tokens.
     Lock,
+    /// One leader at a time, with a term that only grows.
+    LeaderElection,
+    /// How much may be done in how long.
+    RateLimit,
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: &'static [Kind] = &[Kind::Lock];
+    pub const ALL: &'static [Kind] = &[Kind::Lock, Kind::LeaderElection, Kind::RateLimit];
 
     /// The Kubernetes kind, such as `Lock`.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Lock => "Lock",
+            Kind::LeaderElection => "LeaderElection",
+            Kind::RateLimit => "RateLimit",
         }
     }
 
@@ -25,13 +31,26 @@ impl Kind {
     pub const fn singular(self) -> &'static str {
         match self {
             Kind::Lock => "lock",
+            Kind::LeaderElection => "leaderelection",
+            Kind::RateLimit => "ratelimit",
         }
     }
 
-    /// The resource and the route segment: `locks`.
+    /// The resource: `locks`.
     pub const fn plural(self) -> &'static str {
         match self {
             Kind::Lock => "locks",
+            Kind::LeaderElection => "leaderelections",
+            Kind::RateLimit => "ratelimits",
+        }
+    }
+
+    /// The segment in the sidecar's routes: `/v1/locks`, `/v1/elections`.
+    pub const fn route(self) -> &'static str {
+        match self {
+            Kind::Lock => "locks",
+            Kind::LeaderElection => "elections",
+            Kind::RateLimit => "ratelimits",
         }
     }
 }

@@ -15,12 +15,14 @@
 //! This crate knows no Kubernetes, Redis or HTTP. Callers do: `backend` stores, `sidecar` serves.
 
 pub mod clock;
+pub mod election;
 pub mod error;
 pub mod fence;
 pub mod id;
 pub mod kind;
 pub mod lock;
 pub mod queue;
+pub mod ratelimit;
 pub mod semaphore;
 pub mod substrate;
 

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Holder, Key, SessionId, Stamp,
-    Substrate, queue::BEATS_TO_LIVE,
+    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Holder, Key, Kind, SessionId,
+    Stamp, Substrate, queue::BEATS_TO_LIVE,
 };
 
 pub mod record;
@@ -333,6 +333,7 @@ pub trait LockBackend: Send + Sync + 'static {
     /// The keys of a class that are held or waited for, at most `limit` of them.
     async fn list(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         config: &LockConfig,

@@ -60,8 +60,14 @@ impl std::fmt::Display for Guarantee {
 /// A sentence for the user: what cannot be done and what to choose instead.
 pub fn supports(kind: Kind, substrate: Substrate) -> Result<Guarantee, &'static str> {
     match (kind, substrate) {
-        (Kind::Lock, Substrate::Memory) => Ok(Guarantee::Process),
-        (Kind::Lock, Substrate::Redis) => Ok(Guarantee::BestEffort),
-        (Kind::Lock, Substrate::Lease) => Ok(Guarantee::Consensus),
+        (Kind::Lock | Kind::LeaderElection, Substrate::Memory) => Ok(Guarantee::Process),
+        (Kind::Lock | Kind::LeaderElection, Substrate::Redis) => Ok(Guarantee::BestEffort),
+        (Kind::Lock | Kind::LeaderElection, Substrate::Lease) => Ok(Guarantee::Consensus),
+        (Kind::RateLimit, Substrate::Memory) => Ok(Guarantee::Process),
+        (Kind::RateLimit, Substrate::Redis) => Ok(Guarantee::BestEffort),
+        (Kind::RateLimit, Substrate::Lease) => Err(
+            "a rate limit cannot live on Leases, each check would be a write to etcd: set backend to \
+             the name of a Redis Backend",
+        ),
     }
 }

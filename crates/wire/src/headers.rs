@@ -12,6 +12,10 @@ pub const JSON: &str = "application/json";
 pub const PROBLEM_JSON: &str = "application/problem+json";
 /// The media type of a hold's events.
 pub const EVENT_STREAM: &str = "text/event-stream";
+/// What is left of each limit: `"name";r=9;t=1` (draft-ietf-httpapi-ratelimit-headers-10).
+pub const RATELIMIT: &str = "ratelimit";
+/// What the limits are: `"name";q=10;w=1`.
+pub const RATELIMIT_POLICY: &str = "ratelimit-policy";
 /// Whole seconds, rounded up, after which it may be worth to try again; `retryAfterMs` of the
 /// problem document is the finer value.
 pub const RETRY_AFTER: &str = "retry-after";

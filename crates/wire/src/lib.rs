@@ -3,14 +3,19 @@
 //! Durations travel as numbers with the unit in the name, timestamps never do; fencing tokens are
 //! strings. Requests refuse fields that they do not know.
 
+pub mod election;
 pub mod headers;
 pub mod hold;
 pub mod lock;
 pub mod problem;
+pub mod ratelimit;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use election::{
+    CampaignRequest, ElectionState, LeaderResponse, ResignRequest, Standing, TermState,
+};
 pub use hold::{HoldEvent, HoldEventKind, HoldInfo, HoldState};
 pub use lock::{
     AcquireRequest, AcquireResponse, Bind, ForceReleaseRequest, ForceReleaseResponse,
@@ -18,6 +23,10 @@ pub use lock::{
     RenewResponse,
 };
 pub use problem::{Code, Problem};
+pub use ratelimit::{
+    CheckRequest, CheckResponse, LimitState, PeekQuery, PermitReleaseRequest,
+    PermitReleaseResponse, RefundRequest, RefundResponse,
+};
 
 /// `GET /v1`: what this pod may use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -59,6 +68,8 @@ pub struct Status {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusRow {
+    /// The kind of the class, such as `Lock`.
+    pub kind: String,
     /// The class.
     pub name: String,
     /// The key and its state.

@@ -9,6 +9,12 @@ use utoipa::ToSchema;
 pub enum Code {
     /// 409: another holds the lock, and the wait (if any) is over.
     Locked,
+    /// 409: this pod does not lead.
+    NotLeading,
+    /// 429: a limit does not allow it now.
+    QuotaExceeded,
+    /// 422: it costs more than a limit ever has: trying again is of no use.
+    CostTooLarge,
     /// 429: as many wait as may.
     QueueFull,
     /// 410: the hold expired, was taken by force, or was released before.
@@ -72,12 +78,18 @@ pub struct Problem {
     /// How many wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiters: Option<u32>,
+    /// The names of the limits that do not allow it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "violated-policies")]
+    pub violated_policies: Vec<String>,
 }
 
 impl Code {
     /// Every code there is.
     pub const ALL: &'static [Code] = &[
         Code::Locked,
+        Code::NotLeading,
+        Code::QuotaExceeded,
+        Code::CostTooLarge,
         Code::QueueFull,
         Code::HoldLost,
         Code::ClassNotFound,
@@ -104,6 +116,9 @@ impl Code {
     pub const fn as_str(self) -> &'static str {
         match self {
             Code::Locked => "locked",
+            Code::NotLeading => "not_leading",
+            Code::QuotaExceeded => "quota_exceeded",
+            Code::CostTooLarge => "cost_too_large",
             Code::QueueFull => "queue_full",
             Code::HoldLost => "hold_lost",
             Code::ClassNotFound => "class_not_found",
@@ -134,13 +149,13 @@ impl Code {
             Code::Forbidden => 403,
             Code::ClassNotFound | Code::NotFound => 404,
             Code::MethodNotAllowed => 405,
-            Code::Locked => 409,
+            Code::Locked | Code::NotLeading => 409,
             Code::HoldLost => 410,
             Code::TooLarge => 413,
             Code::NotJson => 415,
             Code::Misdirected => 421,
-            Code::KeyNotAllowed | Code::InvalidField => 422,
-            Code::QueueFull | Code::TooMany => 429,
+            Code::KeyNotAllowed | Code::InvalidField | Code::CostTooLarge => 422,
+            Code::QueueFull | Code::TooMany | Code::QuotaExceeded => 429,
             Code::Internal => 500,
             Code::Epoch
             | Code::BackendUnavailable
@@ -163,6 +178,7 @@ impl Problem {
             code,
             retry_after_ms: None,
             waiters: None,
+            violated_policies: Vec::new(),
         }
     }
 

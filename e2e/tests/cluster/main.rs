@@ -8,6 +8,7 @@
 )]
 
 mod admission;
+mod election;
 mod failure;
 mod lock;
 mod readme;

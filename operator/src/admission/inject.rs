@@ -12,6 +12,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use holdfast_core::ClassName;
 use json_patch::Patch;
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, VolumeMount};
 use serde::Serialize;
@@ -30,6 +31,8 @@ pub const INJECTED_LABEL: &str = "holdfast.dev/injected";
 pub const SKIPPED_ANNOTATION: &str = "holdfast.dev/injection-skipped";
 /// `"true"` mounts the sidecar's Unix socket into the containers of the pod.
 pub const SOCKET_ANNOTATION: &str = "holdfast.dev/socket";
+/// The LeaderElections that the pod stands in from its start on, separated by commas.
+pub const CANDIDATE_ANNOTATION: &str = "holdfast.dev/candidate";
 /// The name of the injected container.
 pub const SIDECAR: &str = "holdfast";
 /// Where apps find the sidecar.
@@ -143,6 +146,15 @@ pub fn decide(
             ));
         }
     };
+    let candidate = annotation(pod, CANDIDATE_ANNOTATION).unwrap_or_default();
+    for name in candidate.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if let Err(why) = ClassName::new(name) {
+            return Decision::Deny(format!(
+                "the annotation \"{CANDIDATE_ANNOTATION}\" names LeaderElections, separated by \
+                 commas; \"{name}\" cannot be one: {why}"
+            ));
+        }
+    }
     match pod.spec.as_ref() {
         Some(spec) if spec.containers.iter().any(|c| c.name == SIDECAR) => Decision::Deny(format!(
             "a container of the pod is named \"{SIDECAR}\", which is the injected sidecar's name; \

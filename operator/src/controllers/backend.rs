@@ -9,6 +9,7 @@ use std::{
 };
 
 use holdfast_api::{
+    compile::Class,
     conditions::{
         EVICTION_SAFE, PERSISTENT, READY, REASON_BACKEND_UNAVAILABLE, REASON_PROBED,
         REASON_QUARANTINE, REASON_RECONCILED, REASON_UNSAFE, REPLICATED, Verdict, set_conditions,
@@ -155,7 +156,8 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
             }
         }
     }
-    let verdicts = verdicts(&looked.probe, unfit, status.epoch.as_ref());
+    let ack = backend.spec.redis.ack.map_or(0, |ack| u32::from(ack.replicas));
+    let verdicts = verdicts(&looked.probe, unfit, status.epoch.as_ref(), ack);
     write(&ctx, &backend, &mut status, verdicts).await?;
     if let Some(epoch) = &status.epoch {
         ctx.doubts.settled(&name, epoch.number);
@@ -202,9 +204,8 @@ async fn open(store: &Store, number: u64) -> Result<(), BackendError> {
 
 /// For how long a hold of before may still be believed in.
 fn longest_ttl(ctx: &Context, backend: &str) -> Duration {
-    let users = ctx.caches.locks.state_filter(|lock| lock.spec.backend == backend);
-    let longest = users.iter().map(|lock| lock.spec.ttl_seconds).max().unwrap_or(0);
-    Duration::from_secs(longest.into())
+    let users = ctx.caches.classes_on(backend);
+    users.iter().map(Class::ttl).max().unwrap_or_default()
 }
 
 /// Why a server cannot be used at all, in a sentence.
@@ -217,7 +218,13 @@ fn unfit(probe: &Probe) -> Option<String> {
     })
 }
 
-fn verdicts(probe: &Probe, unfit: Option<String>, epoch: Option<&EpochStatus>) -> Vec<Verdict> {
+/// `ack` is how many replicas grants wait for.
+fn verdicts(
+    probe: &Probe,
+    unfit: Option<String>,
+    epoch: Option<&EpochStatus>,
+    ack: u32,
+) -> Vec<Verdict> {
     let is_safe = probe.maxmemory_policy == "noeviction";
     let ready = match (unfit, epoch) {
         (Some(why), _) => Verdict::new(READY, false, REASON_UNSAFE, why),
@@ -269,8 +276,12 @@ fn verdicts(probe: &Probe, unfit: Option<String>, epoch: Option<&EpochStatus>) -
         ),
         probed(
             REPLICATED,
-            probe.connected_replicas > 0,
+            probe.connected_replicas >= ack.max(1),
             match probe.connected_replicas {
+                n if n < ack => format!(
+                    "{n} replicas follow, and grants wait for {ack}: none is made until more \
+                     replicas follow or spec.redis.ack asks for fewer"
+                ),
                 0 => "the server has no replica: locks wait for as long as it is down".into(),
                 n => format!("{n} replicas follow; a failover opens a new epoch"),
             },

@@ -12,13 +12,14 @@ use std::{
 
 use holdfast_api::{
     bundle::{
-        BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, LEASE_BACKEND, RedisAddress,
+        BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, LEASE_BACKEND, RedisAck,
+        RedisAddress,
     },
     compile::{Class, Environment, compile, floor_key},
     names::{FINALIZER, LABEL_MANAGED},
     v1alpha1::Backend,
 };
-use holdfast_core::{Kind, Substrate};
+use holdfast_core::Substrate;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -79,10 +80,10 @@ fn fence_floors(ctx: &Context, namespace: &str) -> BTreeMap<String, u64> {
     let mut floors = ctx.floors.of_namespace(namespace);
     if !floors.is_empty() {
         // A floor is a sequence of Redis; a Lease's fences are revisions, which never go back.
-        let locks = ctx.caches.locks_in(namespace);
-        let on_stores = locks.iter().filter(|lock| lock.spec.backend != LEASE_BACKEND);
+        let classes = ctx.caches.classes_in(namespace);
+        let on_stores = classes.iter().filter(|class| class.backend() != LEASE_BACKEND);
         let on_stores: BTreeSet<_> =
-            on_stores.map(|lock| floor_key(Kind::Lock, &lock.name_any())).collect();
+            on_stores.map(|class| floor_key(class.kind(), &class.name())).collect();
         floors.retain(|key, _| on_stores.contains(key));
     }
     floors
@@ -102,9 +103,13 @@ fn describe(backend: &Backend) -> BundleBackend {
         substrate: Substrate::Redis,
         redis: Some(RedisAddress {
             addresses: redis.addresses.clone(),
+            master_name: redis.sentinel.as_ref().map(|sentinel| sentinel.master_name.clone()),
             tls: redis.tls.is_some(),
             ca: redis.tls.as_ref().and_then(|tls| tls.ca.clone()),
             database: i64::from(redis.database),
+            ack: redis
+                .ack
+                .map(|ack| RedisAck { replicas: ack.replicas, timeout_ms: ack.timeout_ms }),
         }),
         epoch: epoch.map(|epoch| Epoch {
             number: epoch.number,
@@ -161,7 +166,7 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
         found.environment.fence_floors = fence_floors(&ctx, &found.namespace);
         planned = plan(&found)?;
         for class in &found.classes {
-            ctx.triggers.lock(&found.namespace, &class.name());
+            ctx.triggers.class(class.kind(), &found.namespace, &class.name());
         }
     }
     access::apply(&ctx, &found.namespace, &planned.bundle).await?;
@@ -172,13 +177,11 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
 
 fn dereference(namespace: &Namespace, ctx: &Context) -> Found {
     let namespace = namespace.name_any();
-    let locks = ctx.caches.locks_in(&namespace);
-    let classes: Vec<Class> = locks
-        .iter()
-        .filter(|lock| lock.metadata.deletion_timestamp.is_none())
-        .filter(|lock| lock.finalizers().iter().any(|name| name == FINALIZER))
-        .map(|lock| Class::Lock((**lock).clone()))
-        .collect();
+    let mut classes = ctx.caches.classes_in(&namespace);
+    classes.retain(|class| {
+        let finalizers = class.meta().finalizers.as_deref().unwrap_or_default();
+        class.meta().deletion_timestamp.is_none() && finalizers.iter().any(|f| f == FINALIZER)
+    });
     let environment = environment(ctx, &namespace);
     let backends = classes.iter().map(|class| class.backend().to_owned());
     let backends = backends.filter(|backend| environment.backends.contains_key(backend)).collect();

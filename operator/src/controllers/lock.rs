@@ -6,12 +6,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use holdfast_api::{
-    bundle::ClassConfig,
     compile::Class,
     conditions::{Verdict, set_conditions},
     v1alpha1::{Lock, LockStatus, lock::HolderStatus},
 };
-use holdfast_core::{Address, Fence, Key, Kind, Substrate, lock::LockConfig};
+use holdfast_core::{Address, Fence, Key, Kind, Substrate};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use kube::runtime::events::EventType;
 
@@ -22,7 +21,7 @@ use crate::{
     status,
 };
 
-mod observe;
+pub(super) mod observe;
 pub mod sightings;
 
 /// How many holders a status names.
@@ -30,29 +29,29 @@ const NAMED: usize = 10;
 
 /// How a hold ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ending {
+pub(super) enum Ending {
     Released,
     Expired,
 }
 
 /// A hold that is live.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Held {
-    pod: String,
-    fence: Fence,
+pub(super) struct Held {
+    pub(super) pod: String,
+    pub(super) fence: Fence,
     /// For how long, as far as the store says.
-    held_for: Option<Duration>,
+    pub(super) held_for: Option<Duration>,
 }
 
 /// What the store shows of a class.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Observed {
-    held: BTreeMap<Key, Held>,
+pub(super) struct Observed {
+    pub(super) held: BTreeMap<Key, Held>,
     /// How holds that are no more ended, where the store shows it.
-    endings: BTreeMap<Key, Ending>,
-    waiting: u32,
+    pub(super) endings: BTreeMap<Key, Ending>,
+    pub(super) waiting: u32,
     /// When something changes by itself, or is to be looked at again.
-    again: Option<Duration>,
+    pub(super) again: Option<Duration>,
 }
 
 impl Controlled for Lock {
@@ -60,10 +59,6 @@ impl Controlled for Lock {
 
     fn class(&self) -> Class {
         Class::Lock(self.clone())
-    }
-
-    fn ttl(&self) -> Duration {
-        Duration::from_secs(self.spec.ttl_seconds.into())
     }
 
     fn keys(&self) -> Vec<Key> {
@@ -85,13 +80,6 @@ impl Controlled for Lock {
             }
             Phase::Applied(valid, applied) => self.observed(ctx, valid, applied, before).await,
         }
-    }
-}
-
-/// The configuration of a Lock.
-fn config(valid: &Valid) -> &LockConfig {
-    match &valid.class.config {
-        ClassConfig::Lock(config) => config,
     }
 }
 
@@ -129,7 +117,7 @@ impl Reported for Lock {
     ) -> Result<Option<Duration>, Error> {
         let observed = match valid.substrate {
             Substrate::Lease => observe::leases(ctx, valid),
-            Substrate::Redis => observe::store(ctx, valid, &before).await,
+            Substrate::Redis => observe::store(ctx, valid, as_before(&before)).await,
             Substrate::Memory => Observed::default(),
         };
         let verdict = judge::ready(valid, &applied);
@@ -160,6 +148,14 @@ impl Reported for Lock {
         }
         Ok(again)
     }
+}
+
+fn as_before(before: &LockStatus) -> Observed {
+    let held = before.holders.iter().filter_map(|holder| {
+        let fence = holder.fence.parse().ok()?;
+        Some((Key::new(&holder.key).ok()?, Held { pod: holder.pod.clone(), fence, held_for: None }))
+    });
+    Observed { held: held.collect(), waiting: before.waiting, ..Observed::default() }
 }
 
 const ACQUIRED: &str = "Acquired";

@@ -173,10 +173,10 @@ impl<K: Controlled> End<'_, K> {
         let Ok(class) = ClassName::new(&self.name) else { return Ok(Progress::Done) };
         let store = ctx.stores.get(backend).map_err(failed)?;
         // Holds run out by themselves; renewals end with the class in the bundle, or here.
-        if !let_go && self.waited < self.object.ttl() + MARGIN {
-            let held = store.held(&self.namespace, &class).await.map_err(failed)?;
+        if !let_go && self.waited < self.object.class().ttl() + MARGIN {
+            let held = store.held(K::KIND, &self.namespace, &class).await.map_err(failed)?;
             if let Some(left) = held {
-                let until = (self.object.ttl() + MARGIN).saturating_sub(self.waited);
+                let until = (self.object.class().ttl() + MARGIN).saturating_sub(self.waited);
                 return Ok(Progress::Wait(left.min(until).clamp(LOOK / 10, LOOK)));
             }
         }

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use holdfast_api::{bundle::ClassConfig, load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
+use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
     redis::{KnownEpoch, RedisLocks},
@@ -39,7 +39,7 @@ pub async fn by_annotation<K: Controlled>(
     valid: &Valid,
 ) -> Result<(), Error> {
     let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else { return Ok(()) };
-    let ClassConfig::Lock(config) = &valid.class.config;
+    let config = &valid.lock;
     let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT_FOR: null });
     let key = match parse(asked, config) {
         Ok(key) => key,

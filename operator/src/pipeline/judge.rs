@@ -1,7 +1,6 @@
 //! Whether a class can be used, in a sentence. Pure.
 
 use holdfast_api::{
-    bundle::ClassConfig,
     conditions::{
         READY, REASON_BACKEND_UNAVAILABLE, REASON_INVALID, REASON_PENDING, REASON_QUARANTINE,
         REASON_RECONCILED, Verdict,
@@ -78,7 +77,5 @@ fn store(backend: &Backend) -> Result<Option<String>, Verdict> {
 }
 
 fn consistency(valid: &Valid) -> Consistency {
-    match &valid.class.config {
-        ClassConfig::Lock(config) => config.consistency,
-    }
+    valid.lock.consistency
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use holdfast_api::{
-    bundle::{BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, ClassConfig},
+    bundle::{BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle},
     conditions::READY,
     v1alpha1::{Backend, Lock},
 };
@@ -24,7 +24,7 @@ use holdfast_backend::{
     redis::{Credentials, KnownEpoch, RedisConfig, RedisLocks},
 };
 use holdfast_core::{
-    Address, ClassName, Fence, HoldId, Holder, Key, Kind, SessionId, SystemClock,
+    Address, ClassName, Fence, HoldId, Holder, Key, Kind, SessionId, Substrate, SystemClock,
     lock::{Acquire, Attempt, LockBackend, LockConfig},
 };
 use k8s_openapi::api::{
@@ -224,8 +224,15 @@ impl<'a> Bed<'a> {
     /// The configuration of a Lock, as sidecars know it.
     pub async fn config(&self, name: &str) -> Arc<LockConfig> {
         let bundle = self.bundle().await.unwrap();
-        let ClassConfig::Lock(config) = bundle.class(Kind::Lock, name).unwrap().config.clone();
-        Arc::new(config)
+        Arc::new(bundle.class(Kind::Lock, name).unwrap().config.lock(Substrate::Redis).unwrap())
+    }
+
+    /// What a term of a LeaderElection is a hold of, on Leases.
+    pub async fn term(&self, name: &str) -> (Arc<LockConfig>, Address) {
+        let bundle = self.bundle().await.unwrap();
+        let class = bundle.class(Kind::LeaderElection, name).unwrap();
+        let at = Address { kind: Kind::LeaderElection, ..self.at(name, "default") };
+        (Arc::new(class.config.lock(Substrate::Lease).unwrap()), at)
     }
 
     pub fn at(&self, class: &str, key: &str) -> Address {

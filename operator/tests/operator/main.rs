@@ -7,6 +7,7 @@ mod apiserver;
 mod backends;
 mod classes;
 mod crashes;
+mod elections;
 mod endings;
 mod fixture;
 #[path = "../../../crates/backend/tests/support/redis.rs"]

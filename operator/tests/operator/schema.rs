@@ -79,6 +79,41 @@ async fn every_rule_of_a_lock_admits_and_refuses() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_rule_of_a_leader_election_admits_and_refuses() {
+    let bed = Bed::shared().await;
+    let apply = |name: &str, spec: &str| {
+        bed.kubectl(&["apply", "-f", "-"], &object("LeaderElection", name, spec))
+    };
+    let table = [
+        (
+            "{leaseDurationSeconds: 5, retryPeriodSeconds: 4}",
+            "{leaseDurationSeconds: 5, retryPeriodSeconds: 5}",
+            "retryPeriodSeconds must be less than leaseDurationSeconds",
+        ),
+        ("{interop: ClientGo}", "{backend: r, interop: ClientGo}", "is about Leases"),
+        ("{backend: r}", "{backend: memory}", "exists in `holdfast dev` only"),
+        ("{leaseDurationSeconds: 3600}", "{leaseDurationSeconds: 3601}", "less than or equal to"),
+        ("{leaderLabel: {name: example.com/role}}", "{leaderLabel: {name: 'a b'}}", "should match"),
+        ("{service: {name: web}}", "{service: {}}", "Required value"),
+    ];
+    for (i, (good, bad, why)) in table.into_iter().enumerate() {
+        let name = format!("rule-{i}");
+        let refusal = apply(&name, bad).expect_err(bad);
+        assert!(refusal.contains(why), "{bad}: {refusal}");
+        apply(&name, good).unwrap();
+    }
+    let refusal = apply(&"e".repeat(53), "{}").expect_err("a long name");
+    assert!(refusal.contains("at most 52 characters"), "{refusal}");
+    apply("moved", "{}").unwrap();
+    let refusal = apply("moved", "{backend: r2}").expect_err("moved");
+    assert!(refusal.contains("backend cannot be changed"), "{refusal}");
+    let refusal = apply("moved", "{interop: ClientGo}").expect_err("shared");
+    assert!(refusal.contains("interop cannot be changed"), "{refusal}");
+    let explained = bed.kubectl_cluster(&["explain", "leaderelection.spec.service"], "").unwrap();
+    assert!(explained.contains("EndpointSlice"), "{explained}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_rule_of_a_backend_admits_and_refuses() {
     let bed = Bed::shared().await;
     let apply = |name: &str, spec: &str| {
@@ -90,11 +125,27 @@ async fn every_rule_of_a_backend_admits_and_refuses() {
     let good = "{redis: {addresses: ['redis:6379']}}";
     apply("good", good).unwrap();
     apply("good", "{redis: {mode: Standalone, addresses: ['redis:6379'], tls: {}}}").unwrap();
+    let watched = "mode: Sentinel, addresses: ['a:1', 'b:1'], sentinel: {masterName: main}";
+    apply("good", &format!("{{redis: {{{watched}, ack: {{replicas: 1}}}}}}")).unwrap();
+    apply("good", "{redis: {addresses: ['r:1'], ack: {replicas: 2, timeoutMs: 50}}}").unwrap();
     for (name, spec, why) in [
         ("lease", good, "the names lease and memory are taken"),
         ("memory", good, "the names lease and memory are taken"),
         (&*"b".repeat(64), good, "at most 63 characters"),
-        ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "only mode Standalone"),
+        ("bad", "{redis: {mode: Cluster, addresses: ['a:1']}}", "only the modes Standalone and"),
+        ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "needs sentinel.masterName"),
+        ("bad", "{redis: {addresses: ['a:1'], sentinel: {masterName: m}}}", "only it has one"),
+        (
+            "bad",
+            "{redis: {mode: Sentinel, addresses: ['a:1'], sentinel: {masterName: ''}}}",
+            "at least 1 chars long",
+        ),
+        ("bad", "{redis: {addresses: ['a:1'], ack: {replicas: 0}}}", "greater than or equal to 1"),
+        (
+            "bad",
+            "{redis: {addresses: ['a:1'], ack: {replicas: 1, timeoutMs: 1}}}",
+            "greater than or equal to 10",
+        ),
         ("bad", "{redis: {addresses: ['a:1', 'b:1']}}", "exactly one address"),
         ("bad", "{redis: {addresses: []}}", "should have at least 1 items"),
         ("bad", "{redis: {addresses: ['a:1'], database: -1}}", "greater than or equal to 0"),

@@ -3,8 +3,9 @@
 //! Bounded: the oldest is forgotten first. Whoever asks about a forgotten one is told that the hold
 //! is not there, which is true.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque, hash_map::Entry};
 
+use foldhash::fast::RandomState;
 use holdfast_core::HoldId;
 
 /// How many are remembered.
@@ -38,31 +39,34 @@ impl End {
     }
 }
 
-/// The ends of the newest holds that ended.
+/// The ends of the newest holds that ended. Bits and not names: the table must not keep thousands of
+/// small allocations alive between those that come and go.
 #[derive(Default)]
 pub struct Ended {
-    ends: HashMap<HoldId, End>,
-    order: VecDeque<HoldId>,
+    ends: HashMap<[u8; 16], End, RandomState>,
+    order: VecDeque<[u8; 16]>,
 }
 
 impl Ended {
     /// Remembers an end. The first one counts.
-    pub fn note(&mut self, hold: HoldId, end: End) {
-        if self.ends.contains_key(&hold) {
-            return;
+    pub fn note(&mut self, hold: &HoldId, end: End) {
+        // Every hold was named here, so it has bits.
+        let Some(hold) = hold.bits() else { return };
+        match self.ends.entry(hold) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(entry) => drop(entry.insert(end)),
         }
         if self.order.len() >= CAPACITY
             && let Some(oldest) = self.order.pop_front()
         {
             self.ends.remove(&oldest);
         }
-        self.ends.insert(hold.clone(), end);
         self.order.push_back(hold);
     }
 
     /// How a hold ended, if it is remembered.
     pub fn get(&self, hold: &HoldId) -> Option<End> {
-        self.ends.get(hold).copied()
+        self.ends.get(&hold.bits()?).copied()
     }
 }
 
@@ -75,8 +79,8 @@ mod tests {
         let mut ended = Ended::default();
         let holds: Vec<HoldId> = (0..=CAPACITY).map(|_| HoldId::random()).collect();
         for hold in &holds {
-            ended.note(hold.clone(), End::Released);
-            ended.note(hold.clone(), End::Expired);
+            ended.note(hold, End::Released);
+            ended.note(hold, End::Expired);
         }
         assert_eq!(ended.get(&holds[0]), None);
         assert_eq!(ended.get(&holds[1]), Some(End::Released), "the first end counts");

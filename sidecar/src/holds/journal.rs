@@ -136,7 +136,7 @@ impl Holds {
             let [boot_ns, raw_ns, real_ns] = record.since_ns;
             let ttl = Duration::from_millis(record.granted_ms);
             let deadline = Deadline::new(Stamp { boot_ns, raw_ns, real_ns }, ttl);
-            let Some(class) = snapshot.locks.get(record.at.class.as_str()) else { continue };
+            let Some(class) = snapshot.class_of(&record.at) else { continue };
             if deadline.passed(now) {
                 continue;
             }
@@ -155,7 +155,7 @@ impl Holds {
                 max_hold: Duration::from_millis(record.max_hold_ms),
                 bound: record.bound.map(|bound| Bound::from_record(bound, now)),
             };
-            resumed += usize::from(self.insert(new).is_ok());
+            resumed += usize::from(self.insert(new, now).is_ok());
         }
         resumed
     }

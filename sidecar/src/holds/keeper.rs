@@ -80,7 +80,7 @@ impl Holds {
             match there.life.step(now, alive) {
                 Step::Wait => {}
                 Step::Renew => line.push_back(hold.clone()),
-                Step::Suspend => there.tell(&hold, HoldEventKind::Suspended, now),
+                Step::Suspend => there.tell(HoldEventKind::Suspended, now),
                 Step::Lose => self.end_in(&mut table, &hold, End::Expired, now),
             }
             table.set_timer(&hold);
@@ -116,7 +116,7 @@ impl Holds {
                 there.class.metrics.renewed.inc();
                 // A deadline that has passed was or will be told as lost: no way back.
                 if !there.life.deadline().passed(now) && there.life.renewed(sent, ttl) {
-                    there.tell(&hold, HoldEventKind::Granted, now);
+                    there.tell(HoldEventKind::Granted, now);
                 }
             }
             // A release that overtook the renewal is not a loss; its own answer ends the hold.

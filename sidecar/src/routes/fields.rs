@@ -30,13 +30,22 @@ where
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
         let (parts, body) = request.into_parts();
-        let body = read(body).await?;
+        let body = whole(body).await?;
         let has_query = parts.uri.query().is_some_and(|query| !query.is_empty());
         match (body.is_empty(), has_query) {
-            (true, false) => Ok(Fields(T::default())),
-            (true, true) => from_query(&parts.uri).map(Fields),
+            (true, _) => Fields::of_query(&parts.uri),
             (false, false) => from_body(&body).map(Fields),
             (false, true) => merge(&from_body::<T>(&body)?, &from_query::<T>(&parts.uri)?),
+        }
+    }
+}
+
+impl<T: Default + DeserializeOwned> Fields<T> {
+    /// The fields of a request that has no body.
+    pub fn of_query(uri: &Uri) -> Result<Self, Failure> {
+        match uri.query() {
+            None | Some("") => Ok(Fields(T::default())),
+            Some(_) => from_query(uri).map(Fields),
         }
     }
 }
@@ -66,7 +75,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Name {
     }
 }
 
-async fn read(body: Body) -> Result<Bytes, Failure> {
+async fn whole(body: Body) -> Result<Bytes, Failure> {
     // Most requests have none: no timer for them.
     if body.is_end_stream() {
         return Ok(Bytes::new());
@@ -91,6 +100,10 @@ fn unreadable(error: &axum::Error) -> Failure {
 }
 
 fn from_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+    if let Ok(fields) = serde_urlencoded::from_str(uri.query().unwrap_or_default()) {
+        return Ok(fields);
+    }
+    // The same again, slower, for an error that names the field.
     let Query(fields) = Query::try_from_uri(uri)
         .map_err(|error| Failure::new(Code::InvalidField, error.body_text()))?;
     Ok(fields)

@@ -62,8 +62,12 @@ async fn acquire(
     Name(name): Name,
     Fields(request): Fields<AcquireRequest>,
 ) -> Result<Json<AcquireResponse>, Failure> {
-    let view = sidecar.acquire(&name, &request).await?;
-    Ok(Json(AcquireResponse {
+    sidecar.acquire(&name, &request).await.map(|view| Json(mk_granted(&view)))
+}
+
+/// What a grant says.
+pub(super) fn mk_granted(view: &View) -> AcquireResponse {
+    AcquireResponse {
         hold_id: view.hold.to_string(),
         key: view.at.key.to_string(),
         fence: view.fence.to_string(),
@@ -71,7 +75,7 @@ async fn acquire(
         hold_for_ms: view.left.as_millis() as u64,
         deadline_boottime_ns: view.deadline_boot_ns.to_string(),
         guarantee: view.class.guarantee.clone(),
-    }))
+    }
 }
 
 /// Renews a hold; needed with `renew: manual` only.
@@ -122,8 +126,12 @@ async fn release(
     Fields(request): Fields<ReleaseRequest>,
 ) -> Result<Json<ReleaseResponse>, Failure> {
     sidecar.release(&name, request.hold_id.as_deref()).await?;
-    let hold_id = request.hold_id.unwrap_or_default();
-    Ok(Json(ReleaseResponse { hold_id, released: true }))
+    Ok(Json(mk_released(request)))
+}
+
+/// What a release says.
+pub(super) fn mk_released(request: ReleaseRequest) -> ReleaseResponse {
+    ReleaseResponse { hold_id: request.hold_id.unwrap_or_default(), released: true }
 }
 
 /// Takes the lock from whoever has it. The next fence is higher, the holder is told `lost`.

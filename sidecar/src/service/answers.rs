@@ -6,7 +6,7 @@ use holdfast_core::{
     Address, Holder, Key,
     lock::{HolderView, LockView},
 };
-use holdfast_wire::{Code, HolderResponse, LockState};
+use holdfast_wire::{Code, HolderResponse, LockState, Problem};
 
 use crate::{error::Failure, holds::ended::End};
 
@@ -43,11 +43,11 @@ pub(super) fn mk_unknown() -> Failure {
 
 pub(super) fn mk_closing() -> Failure {
     let why = "the sidecar is shutting down and grants no more holds";
-    Failure(Failure::new(Code::NotReady, why).0.retry_after_ms(1_000))
+    Failure::from(Problem::new(Code::NotReady, why).retry_after_ms(1_000))
 }
 
 pub(super) fn mk_too_many(why: String) -> Failure {
-    Failure(Failure::new(Code::TooMany, why).0.retry_after_ms(1_000))
+    Failure::from(Problem::new(Code::TooMany, why).retry_after_ms(1_000))
 }
 
 pub(super) fn mk_locked(at: &Address, retry_after: Duration, waiters: u32) -> Failure {

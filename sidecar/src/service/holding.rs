@@ -53,9 +53,14 @@ impl Sidecar {
             Err(_) if self.was_released(hold) => return Ok(()),
             Err(failure) => return Err(failure),
         };
+        self.release_view(&view).await
+    }
+
+    /// Releases a hold that was live a moment ago.
+    pub(super) async fn release_view(self: &Arc<Self>, view: &View) -> Result<(), Failure> {
         self.holds.releasing(&view.hold);
-        let unfinished = Unfinished { sidecar: self, view: Some(&view) };
-        let released = self.release_in_store(&view).await;
+        let unfinished = Unfinished { sidecar: self, view: Some(view) };
+        let released = self.release_in_store(view).await;
         match released {
             Ok(()) => {
                 unfinished.done();
@@ -74,7 +79,7 @@ impl Sidecar {
         let class = &view.class;
         match class.client.backend().release(&view.at, &class.config, &view.hold).await {
             Ok(Release::Released) => {
-                self.holds.end(&view.hold, End::Released);
+                self.holds.released(view);
                 Ok(())
             }
             Ok(Release::NotHeld) => {

@@ -20,9 +20,25 @@ pub(super) struct Terms {
     /// `None` when the caller renews.
     pub(super) bind: Option<Bind>,
     pub(super) heartbeat: Duration,
+    /// Asked for by the pod as a whole: by a candidate.
+    pub(super) of_pod: bool,
 }
 
 impl Terms {
+    /// Those of a candidate: it waits as long as a request may, and leads as long as the app lives.
+    pub(super) fn of_candidate(class: &LockClass, in_pod: bool) -> Self {
+        let ttl = Duration::from_millis(class.config.ttl_ms);
+        Terms {
+            ttl,
+            wait: MAX_WAIT,
+            max_hold: Duration::ZERO,
+            request_id: None,
+            bind: Some(if in_pod { Bind::Container } else { Bind::Process }),
+            heartbeat: ttl,
+            of_pod: true,
+        }
+    }
+
     pub(super) fn read(
         request: &AcquireRequest,
         class: &LockClass,
@@ -68,6 +84,7 @@ impl Terms {
             request_id,
             bind,
             heartbeat: heartbeat.unwrap_or(ttl),
+            of_pod: false,
         })
     }
 }

@@ -42,6 +42,11 @@ metadata: {name: slow}
 spec: {backend: main, ttlSeconds: 30, queue: {maxWaiters: 2}}
 ---
 apiVersion: holdfast.dev/v1alpha1
+kind: LeaderElection
+metadata: {name: boss}
+spec: {backend: main, leaseDurationSeconds: 2, retryPeriodSeconds: 1}
+---
+apiVersion: holdfast.dev/v1alpha1
 kind: Lock
 metadata: {name: guarded}
 spec:
@@ -167,10 +172,13 @@ pub struct Stream {
 
 impl App {
     pub async fn stream(&self, hold: &Value) -> Stream {
+        self.follow(&format!("/v1/holds/{}/events", hold["holdId"].as_str().unwrap())).await
+    }
+
+    pub async fn follow(&self, path: &str) -> Stream {
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(tcp)).await.unwrap();
         tokio::spawn(connection);
-        let path = format!("/v1/holds/{}/events", hold["holdId"].as_str().unwrap());
         let request = Request::get(path).header("host", "localhost");
         let request = request.body(Full::new(Bytes::new())).unwrap();
         let response = sender.send_request(request).await.unwrap();

@@ -129,3 +129,44 @@ async fn force_release_needs_permission_by_name() {
     app.post("/v1/locks/guarded/force-release").await.is_problem(403, "forbidden");
     app.get("/v1/locks/guarded").await.is_problem(403, "forbidden");
 }
+
+/// Plain requests do not go through the router; an escaped name does.
+#[tokio::test]
+async fn a_plain_request_and_one_for_the_router_get_the_same_answers() {
+    let mut seen = Vec::new();
+    for name in ["slow", "%73low"] {
+        let app = start().await;
+        let path = |rest: &str| format!("/v1/locks/{name}/{rest}");
+        let granted = app.post(&path("acquire?key=a&requestId=r-1")).await;
+        let id = granted.body["holdId"].as_str().unwrap_or_default().to_owned();
+        let mut answers = vec![
+            granted,
+            app.post(&path("acquire?key=a")).await,
+            app.post(&path("acquire?key=")).await,
+            app.post(&path("acquire?what=1")).await,
+            app.post(&path("acquire?ttlSeconds=soon")).await,
+            app.post(&path("release")).await,
+            app.post(&path("release?holdId=!")).await,
+            app.post(&path(&format!("release?holdId={id}"))).await,
+            app.post(&path(&format!("release?holdId={id}"))).await,
+            app.post(&format!("/v1/locks/no{name}/acquire")).await,
+        ];
+        let rows = answers.iter_mut().map(|answer| {
+            let fields = answer.body.as_object_mut().map(|body| {
+                for changing in
+                    ["holdId", "fence", "holdForMs", "deadlineBoottimeNs", "retryAfterMs"]
+                {
+                    if let Some(value) = body.get_mut(changing) {
+                        *value = "…".into();
+                    }
+                }
+                body.clone()
+            });
+            (answer.status, answer.headers["content-type"].clone(), fields)
+        });
+        seen.push(rows.collect::<Vec<_>>());
+    }
+    let statuses: Vec<u16> = seen[0].iter().map(|row| row.0).collect();
+    assert_eq!(statuses, [200, 409, 422, 422, 422, 422, 422, 200, 200, 404]);
+    assert_eq!(seen[0], seen[1]);
+}

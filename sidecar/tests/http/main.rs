@@ -6,11 +6,13 @@
 #[path = "../../../crates/backend/tests/support/apiserver.rs"]
 mod apiserver;
 mod client;
+mod elections;
 mod events;
 mod lifecycle;
 mod limits;
 mod locks;
 mod openapi;
+mod ratelimits;
 mod scale;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]

@@ -15,6 +15,11 @@ async fn the_served_description_is_openapi_3_1_and_has_every_route() {
         ("/v1/locks/{name}/renew", "post"),
         ("/v1/locks/{name}/release", "post"),
         ("/v1/locks/{name}/force-release", "post"),
+        ("/v1/elections/{name}", "get"),
+        ("/v1/elections/{name}/leading", "get"),
+        ("/v1/elections/{name}/events", "get"),
+        ("/v1/elections/{name}/campaign", "post"),
+        ("/v1/elections/{name}/resign", "post"),
         ("/v1/holds/{holdId}", "get"),
         ("/v1/holds/{holdId}/events", "get"),
         ("/v1/holds/{holdId}/heartbeat", "post"),
@@ -33,6 +38,6 @@ async fn the_page_and_the_catalogue_are_served() {
     assert!(page.body.as_str().unwrap().contains("<title>Holdfast</title>"));
     let all = app.get("/v1").await.body;
     let names: Vec<_> = all["classes"].as_array().unwrap().iter().map(|c| &c["name"]).collect();
-    assert_eq!(names, ["guarded", "job", "slow"]);
-    assert_eq!(all["classes"][1]["path"], "/v1/locks/job");
+    assert_eq!(names, ["boss", "guarded", "job", "slow"]);
+    assert_eq!(all["classes"][2]["path"], "/v1/locks/job");
 }

@@ -44,18 +44,24 @@ pub struct BackendSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.mode == 'Standalone'")
-        .message("only mode Standalone is supported by this version"),
+    validation = Rule::new("self.mode in ['Standalone', 'Sentinel']")
+        .message("only the modes Standalone and Sentinel are supported by this version"),
+    validation = Rule::new("(self.mode == 'Sentinel') == has(self.sentinel)")
+        .message("mode Sentinel needs sentinel.masterName, and only it has one"),
     validation = Rule::new("self.mode != 'Standalone' || self.addresses.size() == 1")
         .message("mode Standalone has exactly one address")
 )]
 pub struct RedisSpec {
-    /// `Standalone`: one server. (Sentinel, Cluster and Redlock are reserved.)
+    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. (Cluster and Redlock
+    /// are reserved.)
     #[serde(default)]
     pub mode: RedisMode,
-    /// `host:port` of the server.
+    /// `host:port` of the server; in mode Sentinel those of the Sentinels, as many as there are.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
     pub addresses: Vec<String>,
+    /// What the Sentinels watch; in mode Sentinel only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<SentinelSpec>,
     /// The database number.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1023))]
@@ -67,10 +73,41 @@ pub struct RedisSpec {
     /// function library and makes a user per namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretRef>,
+    /// Grants wait until replicas have acknowledged them; absent: until the primary has made them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack: Option<AckSpec>,
     /// `PerNamespaceUser` makes an ACL user per namespace, bound to its keys; `Shared` gives every
     /// sidecar the credentials of `credentialsSecretRef`'s user.
     #[serde(default)]
     pub tenancy: Tenancy,
+}
+
+/// What Sentinels watch. They must be reachable without a user, and name servers by addresses that
+/// pods can reach.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SentinelSpec {
+    /// The name that their configuration gives to the primary.
+    #[schemars(length(min = 1, max = 253))]
+    pub master_name: String,
+}
+
+/// How many replicas must have a grant before it is answered. A grant that fewer have is undone and
+/// refused. It narrows what a failover can lose; it does not make it nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AckSpec {
+    /// How many replicas.
+    #[schemars(range(min = 1, max = 8))]
+    pub replicas: u8,
+    /// How long they may take, in milliseconds.
+    #[serde(default = "default_ack_timeout_ms")]
+    #[schemars(range(min = 10, max = 5000))]
+    pub timeout_ms: u32,
+}
+
+const fn default_ack_timeout_ms() -> u32 {
+    500
 }
 
 /// Encryption.

@@ -9,7 +9,7 @@ use kube::{CustomResource, KubeSchema, ResourceExt};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::validate::{FieldError, Resolved, Validate};
+use crate::validate::{FieldError, Resolved, Validate, check_access};
 
 /// A lock that pods take by name through their sidecar, with fencing tokens that only grow.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -211,15 +211,6 @@ fn default_max_waiters() -> u32 {
     1_000
 }
 
-/// Whether a ServiceAccount can be called so. Roles are named after it.
-fn is_account(name: &str) -> bool {
-    let ends = |text: &str, at: char| text.starts_with(at) || text.ends_with(at);
-    (1..=253).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b))
-        && !ends(name, '-')
-        && !ends(name, '.')
-}
-
 impl Validate for Lock {
     type Config = LockConfig;
 
@@ -233,7 +224,7 @@ impl Validate for Lock {
 
     fn validate(&self, on: &Resolved) -> Result<LockConfig, Vec<FieldError>> {
         let spec = &self.spec;
-        let mut errors = Vec::new();
+        let mut errors = check_access(&spec.access);
         let mut refuse = |field: &str, why: &str| errors.push(FieldError::new(field, why));
         if let Err(why) = ClassName::new(self.name_any()) {
             refuse("metadata.name", &why.to_string());
@@ -280,15 +271,6 @@ impl Validate for Lock {
                 "the memory backend exists in `holdfast dev` only: use lease, or the name of a \
                  Backend",
             );
-        }
-        for (i, rule) in spec.access.iter().enumerate() {
-            let names = rule.service_accounts.iter().enumerate();
-            for (j, _) in names.filter(|(_, name)| !is_account(name)) {
-                refuse(
-                    &format!("spec.access[{i}].serviceAccounts[{j}]"),
-                    "must be the name of a ServiceAccount: a-z, 0-9, '-' and '.'",
-                );
-            }
         }
         let mut keys = Vec::new();
         for (i, key) in spec.keys.iter().enumerate() {

@@ -276,22 +276,18 @@ impl LockBackend for LeaseLocks {
     /// A Role with `resourceNames` lets nobody list by label, so each key of the class is read.
     async fn list(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         config: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let address = |key: Key| Address {
-            kind: Kind::Lock,
-            namespace: namespace.into(),
-            class: class.clone(),
-            key,
-        };
+        let address =
+            |key: Key| Address { kind, namespace: namespace.into(), class: class.clone(), key };
         let keys = match &config.keys {
             Keys::Fixed(keys) => keys.iter().cloned().map(address).collect(),
-            Keys::Any => lock(&self.inner.local).known(|at| {
-                at.kind == Kind::Lock && *at.namespace == *namespace && at.class == *class
-            }),
+            Keys::Any => lock(&self.inner.local)
+                .known(|at| at.kind == kind && *at.namespace == *namespace && at.class == *class),
         };
         let mut found = Vec::new();
         for at in keys {

@@ -20,6 +20,10 @@ pub const LABEL_KIND: &str = "holdfast.dev/kind";
 /// The class a Lease belongs to.
 pub const LABEL_CLASS: &str = "holdfast.dev/class";
 
+/// On the Lease of an election that candidates of client-go may contest: the admission policy leaves
+/// it alone.
+pub const LABEL_INTEROP: &str = "holdfast.dev/interop";
+
 /// The key that the Lease stands for, as it was written.
 pub const KEY: &str = "holdfast.dev/key";
 /// The newest fence granted: the resourceVersion that the acquiring write was conditional on.

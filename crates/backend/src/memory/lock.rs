@@ -73,15 +73,22 @@ impl MemoryLocks {
             ms: stamp.boot_ns / 1_000_000,
             floor: (stamp.real_ns / 1_000).max(keys.top_seq + 1),
         };
-        if !keys.states.contains_key(at) {
-            keys.sweep(now.ms);
-            keys.states.insert(at.clone(), LockState::new(config.policy()));
-        }
-        // The entry was made just above.
-        let Some(state) = keys.states.get_mut(at) else { unreachable!("no state for {at}") };
-        let (outcome, offer) = step(state, &now);
-        let seq = state.view(now.ms).2;
-        keys.top_seq = keys.top_seq.max(seq);
+        let Keys { states, top_seq, .. } = &mut *keys;
+        let run = |state: &mut LockState| {
+            let done = step(state, &now);
+            *top_seq = (*top_seq).max(state.view(now.ms).2);
+            done
+        };
+        let (outcome, offer) = match states.get_mut(at) {
+            Some(state) => run(state),
+            None => {
+                let mut state = LockState::new(config.policy());
+                let done = run(&mut state);
+                keys.sweep(now.ms);
+                keys.states.insert(at.clone(), state);
+                done
+            }
+        };
         drop(keys);
         if let Some(offer) = offer {
             let grant = mk_grant(offer.seq, offer.ttl_ms, false);
@@ -210,15 +217,15 @@ impl LockBackend for MemoryLocks {
 
     async fn list(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         _: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let now_ms = self.clock.now().boot_ns / 1_000_000;
-        let ours = |at: &Address| {
-            at.kind == Kind::Lock && *at.namespace == *namespace && at.class == *class
-        };
+        let ours =
+            |at: &Address| at.kind == kind && *at.namespace == *namespace && at.class == *class;
         let keys = lock(&self.keys);
         Ok(keys
             .states

@@ -108,7 +108,7 @@ impl Client {
         let reply = if link.functions.load(Relaxed) {
             self.call_function(&link, transition, keys, args).await?
         } else {
-            self.call_script(&link, transition, keys, args).await?
+            Box::pin(self.call_script(&link, transition, keys, args)).await?
         };
         match reply {
             Value::Array(values) => Ok(values),
@@ -131,12 +131,13 @@ impl Client {
         match errors::meaning(&error) {
             Some(Meaning::NoCommand) => {
                 link.functions.store(false, Relaxed);
-                self.call_script(link, transition, keys, args).await
+                Box::pin(self.call_script(link, transition, keys, args)).await
             }
             // The operator loads it; where there is none, whoever may does.
             Some(Meaning::NotLoaded) => {
-                self.load_library(link).await?;
-                self.send(link, &command).await.map_err(|error| errors::in_flight(&error))
+                Box::pin(self.load_library(link)).await?;
+                let again = Box::pin(self.send(link, &command)).await;
+                again.map_err(|error| errors::in_flight(&error))
             }
             _ => Err(errors::in_flight(&error)),
         }
@@ -158,6 +159,34 @@ impl Client {
             other => other,
         };
         reply.map_err(|error| errors::in_flight(&error))
+    }
+
+    /// Sends a pipeline as one write; its replies, errors of the server among them. Without all of
+    /// them the connection is given up.
+    pub(super) async fn pipeline(
+        &self,
+        pipeline: &redis::Pipeline,
+        replies: usize,
+    ) -> Result<Vec<Value>, BackendError> {
+        let link = self.link().await?;
+        let mut connection = link.connection.clone();
+        connection.send_packed_commands(pipeline, 0, replies).await.map_err(|error| {
+            self.drop_link(&link, &error);
+            errors::in_flight(&error)
+        })
+    }
+
+    /// Gives the connection up: the next request makes another one.
+    pub(super) fn reconnect(&self, why: &RedisError) {
+        let link = lock(&self.link).clone();
+        if let Some(link) = link {
+            self.drop_link(&link, why);
+        }
+    }
+
+    /// What it runs.
+    pub(super) fn scripts(&self) -> &'static Scripts {
+        self.scripts
     }
 
     /// Puts the library into the store.
@@ -204,6 +233,11 @@ impl Client {
         if let Some(link) = &*lock(&self.link) {
             return Ok(link.clone());
         }
+        // Boxed: requests would otherwise all carry the room for a TLS handshake.
+        Box::pin(self.relink()).await
+    }
+
+    async fn relink(&self) -> Result<Arc<Link>, BackendError> {
         let mut reconnect = self.reconnect.lock().await;
         // Another caller may have made it meanwhile.
         if let Some(link) = &*lock(&self.link) {
@@ -236,7 +270,7 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, BackendError> {
-        let client = self.config.open()?;
+        let client = self.config.find().await?;
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(Some(self.config.response_timeout));
@@ -264,8 +298,10 @@ fn is_loaded_already(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.contains("already exists"))
 }
 
-fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
-    let mut command = redis::cmd(verb);
-    command.arg(what).arg(keys.len()).arg(keys).arg(args);
+/// The command that runs a script or a function.
+pub(super) fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
+    let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
+    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + what.len() + size);
+    command.arg(verb).arg(what).arg(keys.len()).arg(keys).arg(args);
     command
 }

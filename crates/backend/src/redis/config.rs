@@ -8,7 +8,11 @@ use redis::{
     io::tcp::TcpSettings,
 };
 
-use super::client::TIMEOUTS_TO_RECONNECT;
+use super::{
+    acked::Ack,
+    client::TIMEOUTS_TO_RECONNECT,
+    sentinel::{self, Sentinels},
+};
 
 /// A user of the store.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -34,7 +38,10 @@ pub struct RedisConfig {
     addr: ConnectionAddr,
     db: i64,
     ca_pem: Option<Vec<u8>>,
+    sentinels: Option<Sentinels>,
     credentials: CredentialSource,
+    /// How many replicas must have a grant before it is answered; none without it.
+    pub ack: Option<Ack>,
     /// The longest that an answer may take. Then the outcome is unknown.
     pub response_timeout: Duration,
     /// The longest that making a connection may take, TLS and authentication included.
@@ -47,13 +54,22 @@ impl RedisConfig {
     /// # Errors
     /// A sentence that says what is expected.
     pub fn new(address: &str) -> Result<Self, String> {
-        let (host, port) = address.rsplit_once(':').unwrap_or((address, "6379"));
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let port = port.parse().ok().filter(|port| *port > 0);
-        let Some(port) = port.filter(|_| !host.is_empty() && !host.contains(['/', '@'])) else {
-            return Err(format!("a Redis address is host:port; got \"{address}\""));
-        };
-        Ok(Self::at(ConnectionAddr::Tcp(host.into(), port), 0, Credentials::default()))
+        let (host, port) = parse_address(address)?;
+        Ok(Self::at(ConnectionAddr::Tcp(host, port), 0, Credentials::default()))
+    }
+
+    /// The primary that Sentinels name, now and after each failover.
+    ///
+    /// # Errors
+    /// A sentence that says what is expected.
+    pub fn from_sentinels(sentinels: Sentinels) -> Result<Self, String> {
+        for address in &sentinels.addresses {
+            parse_address(address)?;
+        }
+        let first = sentinels.addresses.first().ok_or("name the address of a Sentinel")?;
+        let mut config = Self::new(first)?;
+        config.sentinels = Some(sentinels);
+        Ok(config)
     }
 
     /// A store from `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
@@ -77,6 +93,8 @@ impl RedisConfig {
             addr,
             db,
             ca_pem: None,
+            sentinels: None,
+            ack: None,
             credentials: Arc::new(move || Ok(credentials.clone())),
             response_timeout: Duration::from_secs(1),
             connect_timeout: Duration::from_secs(2),
@@ -94,6 +112,13 @@ impl RedisConfig {
         self
     }
 
+    /// With grants that so many replicas must have acknowledged.
+    #[must_use]
+    pub fn with_ack(mut self, ack: Option<Ack>) -> Self {
+        self.ack = ack;
+        self
+    }
+
     /// With a database of this number.
     #[must_use]
     pub fn with_database(mut self, number: i64) -> Self {
@@ -108,12 +133,39 @@ impl RedisConfig {
         self
     }
 
-    /// A client with the credentials of now.
+    /// A client with the credentials of now; of the primary of now, where Sentinels name it.
+    pub(super) async fn find(&self) -> Result<redis::Client, BackendError> {
+        match &self.sentinels {
+            None => self.open(),
+            Some(sentinels) => sentinel::find(self, sentinels).await,
+        }
+    }
+
+    /// A client with the credentials of now; whether the configuration can be used at all.
     pub(super) fn open(&self) -> Result<redis::Client, BackendError> {
-        let credentials = (self.credentials)().map_err(BackendError::Unavailable)?;
+        self.open_at(self.addr.clone(), Some(self.credentials()?))
+    }
+
+    pub(super) fn credentials(&self) -> Result<Credentials, BackendError> {
+        (self.credentials)().map_err(BackendError::Unavailable)
+    }
+
+    /// The address of another server that is reached as this one is.
+    pub(super) fn addr_like(&self, host: String, port: u16) -> ConnectionAddr {
+        sentinel::like(&self.addr, host, port)
+    }
+
+    /// A client of one server; without credentials it also has no database.
+    pub(super) fn open_at(
+        &self,
+        addr: ConnectionAddr,
+        credentials: Option<Credentials>,
+    ) -> Result<redis::Client, BackendError> {
+        let db = if credentials.is_some() { self.db } else { 0 };
+        let credentials = credentials.unwrap_or_default();
         let configured = |error: RedisError| BackendError::Unavailable(error.to_string());
-        let info: ConnectionInfo = self.addr.clone().into_connection_info().map_err(configured)?;
-        let mut settings = info.redis_settings().clone().set_db(self.db).set_skip_set_lib_name();
+        let info: ConnectionInfo = addr.clone().into_connection_info().map_err(configured)?;
+        let mut settings = info.redis_settings().clone().set_db(db).set_skip_set_lib_name();
         if let Some(username) = credentials.username {
             settings = settings.set_username(username);
         }
@@ -125,7 +177,7 @@ impl RedisConfig {
             .set_nodelay(true)
             .set_user_timeout(self.response_timeout * (TIMEOUTS_TO_RECONNECT + 1));
         let info = info.set_redis_settings(settings).set_tcp_settings(tcp);
-        let is_tls = matches!(self.addr, ConnectionAddr::TcpTls { .. });
+        let is_tls = matches!(addr, ConnectionAddr::TcpTls { .. });
         let client = if is_tls {
             // Whoever has chosen a provider for the process keeps it.
             let _ = rustls::crypto::ring::default_provider().install_default();
@@ -136,6 +188,20 @@ impl RedisConfig {
         };
         client.map_err(configured)
     }
+}
+
+/// Reads `host:port`, or a host alone.
+///
+/// # Errors
+/// A sentence that says what is expected.
+pub(super) fn parse_address(address: &str) -> Result<(String, u16), String> {
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, "6379"));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = port.parse().ok().filter(|port| *port > 0);
+    let Some(port) = port.filter(|_| !host.is_empty() && !host.contains(['/', '@'])) else {
+        return Err(format!("a Redis address is host:port; got \"{address}\""));
+    };
+    Ok((host.into(), port))
 }
 
 impl fmt::Debug for RedisConfig {

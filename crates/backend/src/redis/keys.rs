@@ -15,9 +15,12 @@ use holdfast_core::{Address, ClassName, HoldId, Key, Kind, SessionId};
 
 /// The record of a lock: who holds it, and its fence.
 pub const RECORD: &str = ":l";
+const RATE: &str = ":r";
 const QUEUE: &str = ":q";
 const WAITERS: &str = ":w";
 const TOMB: &str = ":x:";
+/// What most names need.
+const ROOM: usize = 96;
 
 /// The names of one object's parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,22 +39,27 @@ impl ObjectKeys {
 
     /// The record.
     pub fn record(&self) -> String {
-        format!("{}{RECORD}", self.stem)
+        [&self.stem, RECORD].concat()
+    }
+
+    /// The record of a rate limit.
+    pub fn rate(&self) -> String {
+        format!("{}{RATE}", self.stem)
     }
 
     /// The list of those who wait.
     pub fn queue(&self) -> String {
-        format!("{}{QUEUE}", self.stem)
+        [&self.stem, QUEUE].concat()
     }
 
     /// Their tickets and beats.
     pub fn waiters(&self) -> String {
-        format!("{}{WAITERS}", self.stem)
+        [&self.stem, WAITERS].concat()
     }
 
     /// What a cancelled hold leaves.
     pub fn tomb(&self, hold: &HoldId) -> String {
-        format!("{}{TOMB}{hold}", self.stem)
+        [&self.stem, TOMB, hold.as_str()].concat()
     }
 }
 
@@ -84,7 +92,8 @@ pub fn channel(namespace: &str, session: &SessionId) -> String {
 /// What every name of a namespace starts with. Ends in a separator, so that the rights of `ns1` do
 /// not reach to `ns10`.
 pub fn namespace_stem(namespace: &str) -> String {
-    let mut name = String::from("hf:");
+    let mut name = String::with_capacity(ROOM);
+    name.push_str("hf:");
     escape_into(&mut name, namespace);
     name.push(':');
     name
@@ -93,9 +102,10 @@ pub fn namespace_stem(namespace: &str) -> String {
 /// What the names of all objects of a class start with. Free of globs.
 pub fn class_stem(namespace: &str, kind: Kind, class: &ClassName) -> String {
     let mut name = namespace_stem(namespace);
-    name.push('{');
     // Class names cannot contain any of the characters that matter here.
-    let _ = write!(name, "{}/{class}/", kind.singular());
+    for part in ["{", kind.singular(), "/", class.as_str(), "/"] {
+        name.push_str(part);
+    }
     name
 }
 
@@ -121,6 +131,9 @@ fn is_plain(byte: u8) -> bool {
 }
 
 fn escape_into(name: &mut String, text: &str) {
+    if text.bytes().all(is_plain) {
+        return name.push_str(text);
+    }
     for byte in text.bytes() {
         if is_plain(byte) {
             name.push(char::from(byte));

@@ -14,26 +14,26 @@ use futures::future::try_join_all;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, Consistency, Fairness, Grant, HolderView, LockBackend, LockConfig,
-        LockView, Policy, Release, Renewal,
+        Acquire, Attempt, Beat, Consistency, Grant, HolderView, LockBackend, LockConfig, LockView,
+        Release, Renewal,
     },
 };
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    acked::Acked,
     client::Client,
     config::RedisConfig,
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
+    policy::{MAX_MS, Policies},
     pushes::{Listener, PushCounts},
     reply::{Reply, unexpected},
     scripts::Transition,
 };
 use crate::hub::Hub;
 
-/// Lua's numbers are exact below 2^53; sums of a few of these stay there. 139 years.
-const MAX_MS: u64 = 1 << 42;
 /// How many waiters a view names.
 const NAMES_IN_VIEW: &str = "10";
 /// How many keys are read at once in a list.
@@ -52,10 +52,12 @@ const SCAN_ROUNDS: usize = 1_000;
 /// others.
 pub struct RedisLocks {
     client: Client,
+    acked: Option<Acked>,
     namespace: Arc<str>,
     marker: String,
     channel_prefix: String,
     epoch: watch::Receiver<Option<KnownEpoch>>,
+    policies: Policies,
     in_doubt: AtomicBool,
     counts: Arc<PushCounts>,
     subscribed: watch::Receiver<bool>,
@@ -97,12 +99,16 @@ impl RedisLocks {
             counts: counts.clone(),
             subscribed: sender,
         };
+        let acked = client.config().ack;
+        let acked = acked.map(|ack| Acked::start(client.config(), client.scripts(), ack));
         Ok(Arc::new(RedisLocks {
             client,
+            acked,
             namespace: namespace.into(),
             marker: keys::marker(namespace),
             channel_prefix: keys::channel_prefix(namespace),
             epoch,
+            policies: Policies::default(),
             in_doubt: AtomicBool::new(false),
             counts,
             subscribed,
@@ -141,7 +147,7 @@ impl RedisLocks {
             return Err(BackendError::NotFound(what));
         }
         let (epoch, mode) = self.known_epoch(config)?;
-        let (number, policy) = (epoch.number.to_string(), encode_policy(&config.policy()));
+        let (number, policy) = (epoch.number.to_string(), self.policies.encode(at, config));
         let names = ObjectKeys::new(at);
         let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
         let tomb = tomb.map(|hold| names.tomb(hold));
@@ -150,7 +156,13 @@ impl RedisLocks {
         let mut all: Vec<&str> =
             vec![&self.marker, &number, &epoch.replid, mode, &policy, &self.channel_prefix];
         all.extend(args);
-        let reply = self.client.call(transition, &keys, &all).await;
+        let reply = match (&self.acked, transition) {
+            // Boxed, so that the others do not carry its state about.
+            (Some(acked), Transition::LockAcquire) => {
+                Box::pin(acked.call(transition, &keys, &all)).await
+            }
+            _ => self.client.call(transition, &keys, &all).await,
+        };
         let mut reply = Reply::new(reply.inspect_err(|error| {
             if *error == BackendError::Epoch {
                 tracing::debug!(%at, "the store's epoch is not the one known");
@@ -158,6 +170,16 @@ impl RedisLocks {
         })?);
         self.note_doubt(reply.number()? > 0, at);
         Ok(reply)
+    }
+
+    /// Takes back a grant that nobody has been told of. Without a tombstone: the same request may be
+    /// tried again.
+    async fn undo(&self, at: &Address, request: &Acquire) -> Result<(), BackendError> {
+        let args = [request.hold.as_str(), "u"];
+        let undone = self.step(Transition::LockRelease, at, &request.config, None, &args).await;
+        undone.map(drop).map_err(|error| {
+            BackendError::Unknown(format!("a grant short of replicas could not be undone: {error}"))
+        })
     }
 
     /// The epoch to act in, and how sure to be of it.
@@ -224,7 +246,10 @@ impl LockBackend for RedisLocks {
     }
 
     fn guarantee(&self) -> Guarantee {
-        Guarantee::BestEffort
+        match &self.acked {
+            Some(acked) => Guarantee::PrimaryAck(acked.ack().replicas),
+            None => Guarantee::BestEffort,
+        }
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
@@ -244,6 +269,22 @@ impl LockBackend for RedisLocks {
             "G" => {
                 let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
                 let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+                let is_new = reply.number()? == 1;
+                if let Some(acked) = &self.acked {
+                    let (got, ack) = (reply.number()?, acked.ack());
+                    if got < u64::from(ack.replicas) {
+                        // A retry of a hold that its holder knows of must not take it away.
+                        if is_new {
+                            Box::pin(self.undo(at, request)).await?;
+                        }
+                        return Err(BackendError::Unavailable(format!(
+                            "{got} of {} replicas acknowledged the grant within {} ms, so it was \
+                             undone; try again, or look at the replicas",
+                            ack.replicas,
+                            ack.timeout.as_millis()
+                        )));
+                    }
+                }
                 Attempt::Granted(Grant { fence, ttl, claimed: true })
             }
             "Q" => Attempt::Queued { position: reply.count()? },
@@ -332,13 +373,13 @@ impl LockBackend for RedisLocks {
 
     async fn list(
         &self,
+        kind: Kind,
         namespace: &str,
         class: &ClassName,
         _: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let pattern =
-            format!("{}*{}", keys::class_stem(namespace, Kind::Lock, class), keys::RECORD);
+        let pattern = format!("{}*{}", keys::class_stem(namespace, kind, class), keys::RECORD);
         let (mut found, mut cursor) = (Vec::new(), 0u64);
         for _ in 0..SCAN_ROUNDS {
             let mut scan = redis::cmd("SCAN");
@@ -360,22 +401,4 @@ impl LockBackend for RedisLocks {
 
 fn encode_ms(time: Duration) -> String {
     (time.as_millis() as u64).min(MAX_MS).to_string()
-}
-
-/// See `lua/prelude.lua`.
-fn encode_policy(policy: &Policy) -> String {
-    let ms = |ms: u64| ms.min(MAX_MS);
-    format!(
-        "{}:{}:{}:{}:{}:{}:{}",
-        policy.generation.clamp(0, MAX_MS as i64),
-        ms(policy.min_hold_ms),
-        ms(policy.lock_delay_ms),
-        policy.max_waiters,
-        ms(policy.beat_ms),
-        match policy.fairness {
-            Fairness::Fifo => 1,
-            Fairness::None => 0,
-        },
-        ms(policy.fence_floor),
-    )
 }

@@ -72,7 +72,7 @@ impl Listener {
     }
 
     async fn subscribe(&self) -> Result<(PubSubSink, PubSubStream), BackendError> {
-        let client = self.config.open()?;
+        let client = self.config.find().await?;
         let subscribing = async {
             let mut connection = client.get_async_pubsub().await?;
             connection.subscribe(&self.channel).await?;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 const CLOCK: &str = include_str!("lua/clock.lua");
 const PRELUDE: &str = include_str!("lua/prelude.lua");
+const RATELIMIT_PRELUDE: &str = include_str!("lua/ratelimit_prelude.lua");
 
 /// A transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +28,17 @@ pub enum Transition {
     LockForceRelease,
     /// `lock_query.lua`.
     LockQuery,
+    /// `ratelimit_check.lua`.
+    RatelimitCheck,
+    /// `ratelimit_refund.lua`.
+    RatelimitRefund,
+    /// `ratelimit_release.lua`.
+    RatelimitRelease,
 }
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 7] = [
+    pub const ALL: [Transition; 10] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
@@ -39,6 +46,9 @@ impl Transition {
         Transition::LockBeat,
         Transition::LockForceRelease,
         Transition::LockQuery,
+        Transition::RatelimitCheck,
+        Transition::RatelimitRefund,
+        Transition::RatelimitRelease,
     ];
 
     const fn name(self) -> &'static str {
@@ -50,6 +60,9 @@ impl Transition {
             Transition::LockBeat => "lock_beat",
             Transition::LockForceRelease => "lock_force_release",
             Transition::LockQuery => "lock_query",
+            Transition::RatelimitCheck => "ratelimit_check",
+            Transition::RatelimitRefund => "ratelimit_refund",
+            Transition::RatelimitRelease => "ratelimit_release",
         }
     }
 
@@ -62,18 +75,39 @@ impl Transition {
             Transition::LockBeat => include_str!("lua/lock_beat.lua"),
             Transition::LockForceRelease => include_str!("lua/lock_force_release.lua"),
             Transition::LockQuery => include_str!("lua/lock_query.lua"),
+            Transition::RatelimitCheck => include_str!("lua/ratelimit_check.lua"),
+            Transition::RatelimitRefund => include_str!("lua/ratelimit_refund.lua"),
+            Transition::RatelimitRelease => include_str!("lua/ratelimit_release.lua"),
+        }
+    }
+
+    /// What a plain script of it starts with: a script parses all of its text each time it is loaded.
+    const fn prelude(self) -> &'static str {
+        match self {
+            Transition::LockAcquire
+            | Transition::LockRenew
+            | Transition::LockRelease
+            | Transition::LockCancel
+            | Transition::LockBeat
+            | Transition::LockForceRelease
+            | Transition::LockQuery => PRELUDE,
+            Transition::RatelimitCheck
+            | Transition::RatelimitRefund
+            | Transition::RatelimitRelease => RATELIMIT_PRELUDE,
         }
     }
 
     /// What a Function may do. A full store must still let go of what it has: that frees memory.
     const fn flags(self) -> &'static str {
         match self {
-            Transition::LockAcquire => "",
+            Transition::LockAcquire | Transition::RatelimitCheck => "",
             Transition::LockRenew
             | Transition::LockRelease
             | Transition::LockCancel
             | Transition::LockBeat
-            | Transition::LockForceRelease => "'allow-oom'",
+            | Transition::LockForceRelease
+            | Transition::RatelimitRefund
+            | Transition::RatelimitRelease => "'allow-oom'",
             Transition::LockQuery => "'no-writes'",
         }
     }
@@ -109,6 +143,7 @@ impl Scripts {
         let mut hash = Sha256::new();
         hash.update(clock);
         hash.update(PRELUDE);
+        hash.update(RATELIMIT_PRELUDE);
         for transition in Transition::ALL {
             hash.update(transition.body());
         }
@@ -116,7 +151,7 @@ impl Scripts {
         let library = format!("holdfast_{version}");
         let functions: Vec<String> =
             Transition::ALL.iter().map(|t| format!("{library}_{}", t.name())).collect();
-        let mut source = format!("#!lua name={library}\n{clock}{PRELUDE}");
+        let mut source = format!("#!lua name={library}\n{clock}{PRELUDE}{RATELIMIT_PRELUDE}");
         for (transition, function) in Transition::ALL.iter().zip(&functions) {
             // Writing to a string cannot fail.
             let _ = write!(
@@ -130,7 +165,7 @@ impl Scripts {
         let scripts = Transition::ALL
             .iter()
             .map(|t| {
-                let code = format!("{clock}{PRELUDE}{}", t.body());
+                let code = format!("{clock}{}{}", t.prelude(), t.body());
                 let sha1 = redis::Script::new(&code).get_hash().to_owned();
                 Script { code, sha1 }
             })

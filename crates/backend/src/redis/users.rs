@@ -14,6 +14,7 @@ use super::{admin::RedisAdmin, keys};
 const COMMANDS: &[&str] = &[
     "+fcall",
     "+ping",
+    "+wait",
     "+subscribe",
     "+unsubscribe",
     "+publish",

@@ -112,7 +112,8 @@ pub async fn random_histories_are_legal(
     }
     let records = records.lock().unwrap();
     println!("{} grants", records.len());
-    assert!(records.len() >= rounds, "too little happened: {} grants", records.len());
+    // Half of the requests do not wait, and a holder that dies keeps the key for its time to live.
+    assert!(records.len() >= rounds / 2, "too little happened: {} grants", records.len());
     if let Err(what) = check(&records) {
         panic!("seed {seed}: {what}");
     }

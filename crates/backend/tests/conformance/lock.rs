@@ -297,7 +297,8 @@ pub async fn a_query_shows_holder_and_queue(world: &dyn World) {
         })
         .await;
         let namespace = at.namespace.clone();
-        let list = b.client.backend().list(&namespace, &at.class, &config, 10).await.unwrap();
+        let list =
+            b.client.backend().list(at.kind, &namespace, &at.class, &config, 10).await.unwrap();
         assert_eq!(list.len(), 1);
         assert_eq!(list[0].0, at.key);
         a.release(&at, &config, &first).await;

@@ -41,7 +41,7 @@ async fn a_lock_goes_round() {
     let holder = view.holder.unwrap();
     assert_eq!((holder.holder.as_str(), holder.fence), ("pod-é", granted.fence));
     assert_eq!((view.waiters, view.queue.len()), (1, 1));
-    let listed = one.locks.list("shop", &at.class, &config, 10).await.unwrap();
+    let listed = one.locks.list(at.kind, "shop", &at.class, &config, 10).await.unwrap();
     assert_eq!(listed.iter().map(|(key, _)| key).collect::<Vec<_>>(), [&at.key]);
 
     assert_eq!(one.locks.release(&at, &config, &first).await.unwrap(), Release::Released);
@@ -58,7 +58,7 @@ async fn a_lock_goes_round() {
     one.locks.cancel(&at, &config, &first).await.unwrap();
     assert_eq!(one.try_acquire(&at, &config, &first).await.unwrap(), Attempt::Cancelled);
     assert!(one.fence(&at, &config).await > grant.fence);
-    assert!(one.locks.list("shop", &at.class, &config, 10).await.unwrap().is_empty());
+    assert!(one.locks.list(at.kind, "shop", &at.class, &config, 10).await.unwrap().is_empty());
 }
 
 /// A pod that waits as pods do: pushes, and beats as the safety net.

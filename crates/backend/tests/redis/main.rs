@@ -2,12 +2,15 @@
 #![cfg(feature = "redis")]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod ack;
 mod differential;
 mod epochs;
 mod failures;
 mod fixture;
 mod handover;
 mod model;
+mod ratelimits;
+mod sentinel;
 #[path = "../support/redis.rs"]
 mod server;
 mod tenants;

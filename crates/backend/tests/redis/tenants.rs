@@ -163,7 +163,7 @@ async fn a_tenants_function_cannot_reach_into_another_namespace() {
     assert!(matches!(refused, Err(BackendError::Forbidden(_))), "{refused:?}");
     let refused = intruder.locks.query(&at, &mk_config()).await;
     assert!(matches!(refused, Err(BackendError::Forbidden(_))), "{refused:?}");
-    let listed = tenant(&store).locks.list("shop", &at.class, &mk_config(), 9).await;
+    let listed = tenant(&store).locks.list(at.kind, "shop", &at.class, &mk_config(), 9).await;
     assert!(matches!(listed, Err(BackendError::Forbidden(_))), "{listed:?}");
 }
 

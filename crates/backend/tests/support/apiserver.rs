@@ -218,7 +218,7 @@ fn root() -> &'static Path {
 }
 
 /// The binary that is etcd, kube-apiserver and kubectl.
-fn cluster_box() -> PathBuf {
+pub fn cluster_box() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND
         .get_or_init(|| {

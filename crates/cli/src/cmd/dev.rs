@@ -1,10 +1,10 @@
 //! `holdfast dev`: the sidecar's whole localhost API from YAML files, in this process.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, bail};
-use holdfast_api::bundle::{Bundle, ClassConfig, MEMORY_BACKEND};
-use holdfast_core::{Holder, Substrate, lock::Keys};
+use holdfast_api::bundle::{Bundle, BundleClass, ClassConfig, MEMORY_BACKEND};
+use holdfast_core::{Holder, Kind, Substrate, lock::Keys};
 use holdfast_runtime::{Readiness, shutdown};
 use holdfast_sidecar::{Listen, Local};
 
@@ -56,7 +56,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("the Redis does not answer; is it running, and is --redis right?");
     }
     let admin = serving.admin(args.admin, Readiness::default()).await?;
-    println!("{}", greeting(&bundle, &serving.listens, admin));
+    // Who reads the greeting may be gone after its first line; the server goes on.
+    let _ = writeln!(std::io::stdout(), "{}", greeting(&bundle, &serving.listens, admin));
     let failed = tokio::select! {
         () = stop.cancelled() => None,
         error = serving.failed() => Some(error),
@@ -100,9 +101,11 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
         "Try:".into(),
         format!("  {curl} -s {url}/v1"),
     ];
-    if let Some(class) = bundle.classes.first() {
-        let ClassConfig::Lock(config) = &class.config;
-        let name = &class.name;
+    let locks = bundle.classes.iter().filter_map(|class| match &class.config {
+        ClassConfig::Lock(config) => Some((&class.name, config)),
+        ClassConfig::LeaderElection(_) | ClassConfig::RateLimit(_) => None,
+    });
+    if let Some((name, config)) = locks.into_iter().next() {
         let key = match &config.keys {
             Keys::Fixed(keys) if keys.len() > 1 => format!("&key={}", keys[0]),
             Keys::Fixed(_) | Keys::Any => String::new(),
@@ -112,6 +115,15 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr) -> String {
             format!("  {curl} -s '{url}/v1/locks/{name}{}'", key.replacen('&', "?", 1)),
             format!("  {curl} -s -X POST '{url}/v1/locks/{name}/release?holdId=HOLD_ID'"),
             format!("  holdfast run --url {url} --lock {name} -- echo 'I hold it'"),
+        ]);
+    }
+    let is_election = |class: &&BundleClass| class.config.kind() == Kind::LeaderElection;
+    if let Some(class) = bundle.classes.iter().find(is_election) {
+        let name = &class.name;
+        lines.extend([
+            format!("  {curl} -s -X POST '{url}/v1/elections/{name}/campaign?waitSeconds=5'"),
+            format!("  {curl} -s '{url}/v1/elections/{name}/leading'"),
+            format!("  {curl} -s -X POST '{url}/v1/elections/{name}/resign'"),
         ]);
     }
     lines.join("\n")

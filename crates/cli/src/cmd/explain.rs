@@ -35,6 +35,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 const fn advice(code: Code) -> &'static str {
     match code {
         Code::Locked => "Another holds it. Wait with waitSeconds, or try again after retryAfterMs.",
+        Code::NotLeading => "This pod does not lead. Do nothing that only the leader may do.",
+        Code::QuotaExceeded => {
+            "a limit of the RateLimit does not allow it now: wait for `retryAfterMs`, or send \
+             waitSeconds; violated-policies names the limits"
+        }
+        Code::CostTooLarge => {
+            "the cost is more than a limit ever allows: split it up, or raise the burst or the limit"
+        }
         Code::QueueFull => "As many wait as spec.queue.maxWaiters allows. Try again later.",
         Code::HoldLost => {
             "The hold is over. Stop what it protected; acquire again for a new fence."

@@ -24,6 +24,8 @@ fn every_command_of_the_tour_does_what_it_says() {
         "\"held\":true",
         "\"code\":\"locked\"",
         "\"takenFrom\"",
+        "\"state\":\"leading\"",
+        "\"term\"",
         "my fence is ",
         "LOCK",
         "nightly-report",

@@ -142,7 +142,13 @@ fn the_catalogue_and_the_status_keep_their_form() {
     );
     check(
         "status.json",
-        &Status { locks: vec![StatusRow { name: "orders".into(), state: mk_state() }] },
+        &Status {
+            locks: vec![StatusRow {
+                kind: "Lock".into(),
+                name: "orders".into(),
+                state: mk_state(),
+            }],
+        },
     );
 }
 

@@ -17,7 +17,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
 
-use super::SIDECAR;
+use super::{CANDIDATE_ANNOTATION, SIDECAR};
 
 /// Where kube clients look for the pod's token, by convention.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -125,6 +125,7 @@ pub fn container(settings: &InjectSettings, pod: &PodSpec, wants_socket: bool) -
         field_env("POD_NAMESPACE", "metadata.namespace"),
         field_env("POD_UID", "metadata.uid"),
         field_env("POD_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field_env("HOLDFAST_CANDIDATE", &format!("metadata.annotations['{CANDIDATE_ANNOTATION}']")),
     ];
     let mut listen = format!("127.0.0.1:{}", settings.api_port);
     if wants_socket {

@@ -155,6 +155,15 @@ fn pod_that_asks_in_a_way_that_cannot_work_is_refused() {
     pod.metadata.annotations = Some([(SOCKET_ANNOTATION.to_owned(), "yes".to_owned())].into());
     let Decision::Deny(reason) = decide_in_shop(&pod) else { panic!() };
     assert!(reason.contains(SOCKET_ANNOTATION), "{reason}");
+    let candidate = |names: &str| {
+        let mut pod = mk_pod(PLAIN);
+        let annotation = (CANDIDATE_ANNOTATION.to_owned(), names.to_owned());
+        pod.metadata.annotations = Some([annotation].into());
+        decide_in_shop(&pod)
+    };
+    assert!(matches!(candidate("boss, other"), Decision::Inject { .. }));
+    let Decision::Deny(reason) = candidate("boss,The Boss") else { panic!() };
+    assert!(reason.contains("\"The Boss\" cannot be one"), "{reason}");
     let mut pod = mk_pod(PLAIN);
     pod.spec.as_mut().unwrap().containers[0].name = SIDECAR.into();
     let Decision::Deny(reason) = decide_in_shop(&pod) else { panic!() };

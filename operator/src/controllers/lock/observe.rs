@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use holdfast_api::v1alpha1::LockStatus;
-use holdfast_core::{Fence, Key};
+use holdfast_core::Fence;
 use tokio::time::{Instant, timeout};
 
-use super::{Ending, Held, Observed, config};
+use super::{Ending, Held, Observed};
 use crate::{context::Context, pipeline::Valid};
 
 /// A Redis is asked no more often.
@@ -18,7 +17,7 @@ const SHARE: u32 = 20;
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// The holders of a class on Leases. Who waits is known to each sidecar alone.
-pub(super) fn leases(ctx: &Context, valid: &Valid) -> Observed {
+pub(in crate::controllers) fn leases(ctx: &Context, valid: &Valid) -> Observed {
     let mut observed = Observed::default();
     for key in valid.lease_keys() {
         let Some(look) = ctx.sightings.look(&valid.namespace, &valid.lease_name(&key)) else {
@@ -38,19 +37,24 @@ pub(super) fn leases(ctx: &Context, valid: &Valid) -> Observed {
     observed
 }
 
-/// The holders and waiters of a class on a Redis. One that does not answer leaves the status as it
-/// was: the Backend's condition tells.
-pub(super) async fn store(ctx: &Context, valid: &Valid, before: &LockStatus) -> Observed {
+/// The holders and waiters of a class on a Redis. One that does not answer leaves things as they
+/// were: the Backend's condition tells.
+pub(in crate::controllers) async fn store(
+    ctx: &Context,
+    valid: &Valid,
+    before: Observed,
+) -> Observed {
     let asked = Instant::now();
     let look = async {
         let backend = valid.backend.as_ref()?;
+        let kind = valid.class.config.kind();
         let store = ctx.stores.get(backend).ok()?;
-        let looked = store.look(&valid.namespace, &valid.class.name, config(valid)).await;
+        let looked = store.look(kind, &valid.namespace, &valid.class.name, &valid.lock).await;
         looked.inspect_err(|error| tracing::debug!(%error, "cannot look at a lock")).ok()
     };
     let found = timeout(WITHIN, look).await.ok().flatten();
     let again = Some(LEAST.max(asked.elapsed() * SHARE));
-    let Some(found) = found else { return Observed { again, ..as_before(before) } };
+    let Some(found) = found else { return Observed { again, ..before } };
     let mut observed = Observed { again, ..Observed::default() };
     for (key, view) in found {
         observed.waiting = observed.waiting.saturating_add(view.waiters);
@@ -64,12 +68,4 @@ pub(super) async fn store(ctx: &Context, valid: &Valid, before: &LockStatus) -> 
         }
     }
     observed
-}
-
-fn as_before(before: &LockStatus) -> Observed {
-    let held = before.holders.iter().filter_map(|holder| {
-        let fence = holder.fence.parse().ok()?;
-        Some((Key::new(&holder.key).ok()?, Held { pod: holder.pod.clone(), fence, held_for: None }))
-    });
-    Observed { held: held.collect(), waiting: before.waiting, ..Observed::default() }
 }

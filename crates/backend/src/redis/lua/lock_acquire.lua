@@ -1,7 +1,7 @@
 -- Grants, queues, or refuses.
 -- KEYS: record, queue, waiters, tombstone of the hold
 -- ARGV: the common six, 7 hold, 8 session, 9 ttl ms, 10 max hold ms, 11 '1' to queue, 12 holder
--- Returns {doubt, …}: 'G', seq, ttl ms, epoch | 'Q', position | 'L', retry ms, waiters
+-- Returns {doubt, …}: 'G', seq, ttl ms, epoch, 1 if nobody knows of it yet | 'Q', position | 'L', retry ms, waiters
 --                   | 'F', waiters | 'C'
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
@@ -20,15 +20,17 @@ if not st.policy.fifo and is_free(st) then
   remove(st, want.hold)
   local ttl = grant(st, want, true)
   save(st)
-  return { st.doubt, 'G', st.seq, ttl, st.epoch }
+  return { st.doubt, 'G', st.seq, ttl, st.epoch, 1 }
 end
 -- Promoting first keeps a newcomer behind those who wait, on a lock that has just expired.
 promote(st, want.hold)
 local held = st.held
 if held and held.hold == want.hold then
+  -- An offer that nobody has been told of yet counts as new.
+  local new = held.claimed == '0' and 1 or 0
   extend(st, held, want.ttl)
   save(st)
-  return { st.doubt, 'G', st.seq, held.expires - st.now, st.epoch }
+  return { st.doubt, 'G', st.seq, held.expires - st.now, st.epoch, new }
 end
 if st.waiters > 0 and redis.call('HEXISTS', KEYS[3], 't:' .. want.hold) == 1 then
   local place = redis.call('LPOS', KEYS[2], want.hold)
@@ -40,7 +42,7 @@ end
 if is_free(st) and st.waiters == 0 then
   local ttl = grant(st, want, true)
   save(st)
-  return { st.doubt, 'G', st.seq, ttl, st.epoch }
+  return { st.doubt, 'G', st.seq, ttl, st.epoch, 1 }
 end
 if ARGV[11] ~= '1' then
   save(st)

@@ -1,6 +1,6 @@
 -- Ends a hold. Before its minimal time is over nobody else is granted.
 -- KEYS: record, queue, waiters
--- ARGV: the common six, 7 hold
+-- ARGV: the common six, 7 hold, 8 'u' to undo a grant that nobody was told of: no minimal time
 -- Returns {doubt, 1}, or {doubt, 0} when it was not held.
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
@@ -8,7 +8,7 @@ local held, was_held = st.held, 0
 if held and held.hold == ARGV[7] then
   was_held = 1
   st.held = nil
-  st.free_at = held.since + st.policy.min_hold
+  if ARGV[8] ~= 'u' then st.free_at = held.since + st.policy.min_hold end
 end
 promote(st)
 save(st)

@@ -1,0 +1,137 @@
+//! Rate limits in Redis: encodes a transition's arguments, runs it, decodes its reply. The rules are
+//! in `lua/`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use holdfast_core::{
+    Address, BackendError, Guarantee, Substrate,
+    ratelimit::{Check, Decision, MAX_LIMITS, Mode, Outcome, Policy, RateLimitBackend, Verdict},
+};
+
+use super::{
+    client::Client,
+    config::RedisConfig,
+    keys::ObjectKeys,
+    reply::{Reply, unexpected},
+    scripts::Transition,
+};
+
+/// Rate limits of one namespace in one Redis.
+///
+/// # Guarantees
+/// Those of [`RateLimitBackend`]. Each key is one record, which ends by itself with what it says.
+pub struct RedisRateLimits {
+    client: Arc<Client>,
+    namespace: Arc<str>,
+}
+
+impl RedisRateLimits {
+    /// Rate limits of `namespace`. Connects when first used.
+    ///
+    /// # Errors
+    /// When the configuration cannot be used at all.
+    pub fn connect(config: RedisConfig, namespace: &str) -> Result<Arc<Self>, BackendError> {
+        Self::with_client(Arc::new(Client::new(config)), namespace)
+    }
+
+    /// As [`RedisRateLimits::connect`], on a client that others use as well.
+    ///
+    /// # Errors
+    /// When its configuration cannot be used at all.
+    pub fn with_client(client: Arc<Client>, namespace: &str) -> Result<Arc<Self>, BackendError> {
+        client.config().open()?;
+        Ok(Arc::new(RedisRateLimits { client, namespace: namespace.into() }))
+    }
+
+    fn name(&self, at: &Address) -> Result<String, BackendError> {
+        if *at.namespace != *self.namespace {
+            let what = format!("{at} is not in namespace \"{}\"", self.namespace);
+            return Err(BackendError::NotFound(what));
+        }
+        Ok(ObjectKeys::new(at).rate())
+    }
+
+    async fn step(
+        &self,
+        transition: Transition,
+        at: &Address,
+        args: &[&str],
+    ) -> Result<Reply, BackendError> {
+        let name = self.name(at)?;
+        self.client.call(transition, &[&name], args).await.map(Reply::new)
+    }
+}
+
+#[async_trait]
+impl RateLimitBackend for RedisRateLimits {
+    fn substrate(&self) -> Substrate {
+        Substrate::Redis
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::BestEffort
+    }
+
+    async fn check(
+        &self,
+        at: &Address,
+        policy: &Arc<Policy>,
+        check: &Check,
+    ) -> Result<Decision, BackendError> {
+        let mode = match check.mode {
+            Mode::Enforce => "e",
+            Mode::Peek => "p",
+        };
+        let (cost, wait) = (check.cost.to_string(), check.max_wait_us.to_string());
+        let permit = check.permit.to_string();
+        let args = [policy.token.as_str(), &cost, mode, &wait, &permit];
+        let mut reply = self.step(Transition::RatelimitCheck, at, &args).await?;
+        let (code, us) = (reply.signed()?, reply.number()?);
+        let outcome = match code {
+            1 => Outcome::Allowed { wait_us: us },
+            0 => Outcome::Limited { retry_us: us },
+            -1 => Outcome::TooLarge,
+            other => return Err(unexpected(other)),
+        };
+        let (mut verdicts, mut count) = ([Verdict::default(); MAX_LIMITS], 0);
+        for verdict in &mut verdicts {
+            if reply.is_empty() {
+                break;
+            }
+            *verdict = Verdict {
+                remaining: reply.number()?,
+                reset_us: reply.number()?,
+                wait_us: reply.number()?,
+            };
+            count += 1;
+        }
+        Ok(Decision { outcome, count, verdicts })
+    }
+
+    async fn refund(
+        &self,
+        at: &Address,
+        policy: &Arc<Policy>,
+        cost: u64,
+    ) -> Result<(), BackendError> {
+        let cost = cost.to_string();
+        self.step(Transition::RatelimitRefund, at, &[&policy.token, &cost]).await.map(drop)
+    }
+
+    async fn release(
+        &self,
+        at: &Address,
+        policy: &Arc<Policy>,
+        permit: u64,
+    ) -> Result<bool, BackendError> {
+        let permit = permit.to_string();
+        let args = [policy.token.as_str(), &permit];
+        Ok(self.step(Transition::RatelimitRelease, at, &args).await?.number()? == 1)
+    }
+
+    async fn reset(&self, at: &Address) -> Result<(), BackendError> {
+        let name = self.name(at)?;
+        self.client.run::<i64>(redis::cmd("DEL").arg(name)).await.map(drop)
+    }
+}

@@ -1,0 +1,90 @@
+//! A RateLimit class, with all that a check needs resolved once.
+
+use std::sync::Arc;
+
+use holdfast_api::{
+    bundle::{AccessRule, BundleClass},
+    load::did_you_mean,
+};
+use holdfast_core::{
+    ClassName,
+    ratelimit::{Algorithm, Policy, RateLimitBackend, RateLimitConfig},
+};
+use holdfast_wire::Code;
+
+use super::Snapshot;
+use crate::{
+    error::Failure,
+    metrics::{Metrics, RateLimitMetrics},
+};
+
+/// A RateLimit class, ready to serve.
+pub struct RateLimitClass {
+    /// Its name.
+    pub name: ClassName,
+    /// The backend's name.
+    pub backend: String,
+    /// What its decisions promise.
+    pub guarantee: String,
+    /// Its configuration.
+    pub config: RateLimitConfig,
+    /// What each transition carries.
+    pub policy: Arc<Policy>,
+    /// The `RateLimit-Policy` header: the same for every answer.
+    pub header: String,
+    /// Whether a check takes a permit that must be released.
+    pub has_permits: bool,
+    /// Who may use it.
+    pub access: Vec<AccessRule>,
+    /// Where it lives.
+    pub client: Arc<dyn RateLimitBackend>,
+    /// Its metrics.
+    pub metrics: RateLimitMetrics,
+}
+
+impl RateLimitClass {
+    pub(super) fn new(
+        class: &BundleClass,
+        config: &RateLimitConfig,
+        client: Arc<dyn RateLimitBackend>,
+        metrics: &Metrics,
+    ) -> Self {
+        // Names are checked to be of a-z, 0-9 and '-': they need no escapes in a structured field.
+        let policies = config.limits.iter().map(|limit| match limit.algorithm {
+            Algorithm::TokenBucket | Algorithm::SlidingWindow | Algorithm::FixedWindow => {
+                format!("\"{}\";q={};w={}", limit.name, limit.limit, limit.window_seconds)
+            }
+            Algorithm::Concurrency => {
+                format!("\"{}\";q={};qu=\"concurrent-requests\"", limit.name, limit.limit)
+            }
+        });
+        let is_permits = |algorithm| algorithm == Algorithm::Concurrency;
+        RateLimitClass {
+            name: class.name.clone(),
+            backend: class.backend.clone(),
+            guarantee: client.guarantee().to_string(),
+            policy: config.policy(),
+            header: policies.collect::<Vec<_>>().join(", "),
+            has_permits: config.limits.iter().any(|limit| is_permits(limit.algorithm)),
+            config: config.clone(),
+            access: class.access.clone(),
+            client,
+            metrics: metrics.rate_limit(class.name.as_str()),
+        }
+    }
+}
+
+impl Snapshot {
+    /// The RateLimit class of a name.
+    ///
+    /// # Errors
+    /// 404, with the nearest name that there is.
+    pub fn rate_limit(&self, name: &str) -> Result<&Arc<RateLimitClass>, Failure> {
+        self.rate_limits.get(name).ok_or_else(|| {
+            let shown: String = name.chars().take(64).collect();
+            let hint = did_you_mean(&shown, self.rate_limits.keys().map(String::as_str));
+            let why = format!("there is no RateLimit \"{shown}\" here{hint}");
+            Failure::new(Code::ClassNotFound, why)
+        })
+    }
+}
