@@ -50,6 +50,7 @@ pub mod backend;
 pub mod bundle;
 pub mod election;
 pub mod lock;
+pub mod semaphore;
 pub mod tenants;
 
 /// How many objects of a kind are seen to at once.
@@ -165,11 +166,12 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
 
 /// Every controller at once. They end when their queues do: never, in a term.
 async fn control(ctx: Arc<Context>, queues: Queues) {
-    let Queues { locks, elections, backends, namespaces } = queues;
+    let Queues { locks, elections, semaphores, backends, namespaces } = queues;
     let caches = ctx.caches.clone();
     tokio::join!(
         drive("Lock", &ctx, caches.locks, locks, pipeline::reconcile),
         drive("LeaderElection", &ctx, caches.elections, elections, pipeline::reconcile),
+        drive("Semaphore", &ctx, caches.semaphores, semaphores, pipeline::reconcile),
         drive("Backend", &ctx, caches.backends, backends, backend::reconcile),
         drive("Namespace", &ctx, caches.namespaces, namespaces, bundle::reconcile),
     );

@@ -14,7 +14,7 @@ use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
     compile::Class,
     names::{LABEL_CLASS, LABEL_KIND, LABEL_MANAGED},
-    v1alpha1::{Backend, LeaderElection, Lock},
+    v1alpha1::{Backend, LeaderElection, Lock, Semaphore},
 };
 use holdfast_core::Kind;
 use k8s_openapi::api::{
@@ -50,6 +50,8 @@ pub struct Caches {
     pub locks: Store<Lock>,
     /// Every LeaderElection.
     pub elections: Store<LeaderElection>,
+    /// Every Semaphore.
+    pub semaphores: Store<Semaphore>,
     /// Every Backend.
     pub backends: Store<Backend>,
     /// Every namespace.
@@ -69,6 +71,7 @@ pub struct Caches {
 pub struct Triggers {
     locks: mpsc::UnboundedSender<ObjectRef<Lock>>,
     elections: mpsc::UnboundedSender<ObjectRef<LeaderElection>>,
+    semaphores: mpsc::UnboundedSender<ObjectRef<Semaphore>>,
     backends: mpsc::UnboundedSender<ObjectRef<Backend>>,
     namespaces: mpsc::UnboundedSender<ObjectRef<Namespace>>,
 }
@@ -79,6 +82,8 @@ pub struct Queues {
     pub locks: mpsc::UnboundedReceiver<ObjectRef<Lock>>,
     /// LeaderElections.
     pub elections: mpsc::UnboundedReceiver<ObjectRef<LeaderElection>>,
+    /// Semaphores.
+    pub semaphores: mpsc::UnboundedReceiver<ObjectRef<Semaphore>>,
     /// Backends.
     pub backends: mpsc::UnboundedReceiver<ObjectRef<Backend>>,
     /// Namespaces.
@@ -100,15 +105,17 @@ impl Triggers {
     pub fn new() -> (Triggers, Queues) {
         let (locks, locks_queue) = mpsc::unbounded();
         let (elections, elections_queue) = mpsc::unbounded();
+        let (semaphores, semaphores_queue) = mpsc::unbounded();
         let (backends, backends_queue) = mpsc::unbounded();
         let (namespaces, namespaces_queue) = mpsc::unbounded();
         let queues = Queues {
             locks: locks_queue,
             elections: elections_queue,
+            semaphores: semaphores_queue,
             backends: backends_queue,
             namespaces: namespaces_queue,
         };
-        (Triggers { locks, elections, backends, namespaces }, queues)
+        (Triggers { locks, elections, semaphores, backends, namespaces }, queues)
     }
 
     /// Look at a class. A closed queue means that this replica no longer leads.
@@ -119,6 +126,9 @@ impl Triggers {
             }
             // Nothing of it is reconciled yet: it exists in `holdfast dev` only.
             Kind::RateLimit => {}
+            Kind::Semaphore => {
+                let _ = self.semaphores.unbounded_send(ObjectRef::new(name).within(namespace));
+            }
             Kind::LeaderElection => {
                 let _ = self.elections.unbounded_send(ObjectRef::new(name).within(namespace));
             }
@@ -141,6 +151,7 @@ impl Caches {
     pub async fn complete(&self) -> anyhow::Result<()> {
         self.locks.wait_until_ready().await?;
         self.elections.wait_until_ready().await?;
+        self.semaphores.wait_until_ready().await?;
         self.backends.wait_until_ready().await?;
         self.namespaces.wait_until_ready().await?;
         self.leases.wait_until_ready().await?;
@@ -157,7 +168,10 @@ impl Caches {
         let elections = self.elections.state_filter(of);
         let locks = locks.iter().map(|lock| Class::Lock((**lock).clone()));
         let elections = elections.iter().map(|one| Class::LeaderElection((**one).clone()));
-        locks.chain(elections).collect()
+        let of = |semaphore: &Semaphore| holds(semaphore.meta(), &semaphore.spec.backend);
+        let semaphores = self.semaphores.state_filter(of);
+        let semaphores = semaphores.iter().map(|one| Class::Semaphore((**one).clone()));
+        locks.chain(elections).chain(semaphores).collect()
     }
 
     /// The classes of a namespace.
@@ -222,14 +236,24 @@ pub fn start(
 ) -> (Caches, Vec<BoxFuture<'static, ()>>) {
     let (locks, locks_writer) = reflector::store();
     let (elections, elections_writer) = reflector::store();
+    let (semaphores, semaphores_writer) = reflector::store();
     let (backends, backends_writer) = reflector::store();
     let (namespaces, namespaces_writer) = reflector::store();
     let (leases, leases_writer) = reflector::store();
     let (bundles, bundles_writer) = reflector::store();
     let (roles, roles_writer) = reflector::store();
     let (bindings, bindings_writer) = reflector::store();
-    let caches =
-        Caches { locks, elections, backends, namespaces, leases, bundles, roles, bindings };
+    let caches = Caches {
+        locks,
+        elections,
+        semaphores,
+        backends,
+        namespaces,
+        leases,
+        bundles,
+        roles,
+        bindings,
+    };
     let all = || watcher::Config::default().page_size(PAGE);
     let ours = || all().labels(&format!("{LABEL_MANAGED}=true"));
     let bundle = all().fields(&format!("metadata.name={BUNDLE_CONFIG_MAP}"));
@@ -238,6 +262,7 @@ pub fn start(
     let watches: Vec<BoxFuture<'static, ()>> = vec![
         follow(client, all(), locks_writer, on(&tell, Tell::class::<Lock>)),
         follow(client, all(), elections_writer, on(&tell, Tell::class::<LeaderElection>)),
+        follow(client, all(), semaphores_writer, on(&tell, Tell::class::<Semaphore>)),
         follow(client, all(), backends_writer, on(&tell, Tell::backend)),
         follow(client, all(), namespaces_writer, on(&tell, Tell::namespace)),
         follow(client, ours(), leases_writer, move |change| t.lease(&s, &change)),

@@ -11,10 +11,10 @@ use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
-    memory::{MemoryLocks, MemoryRateLimits},
+    memory::{MemoryLocks, MemoryRateLimits, MemorySemaphores},
     redis::{
         Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
-        RedisRateLimits, Sentinels,
+        RedisRateLimits, RedisSemaphores, Sentinels,
     },
     waiter::LockClient,
 };
@@ -40,6 +40,8 @@ struct Made {
     redis: Option<RedisAddress>,
     epoch: Option<watch::Sender<Option<KnownEpoch>>>,
     locks: Arc<LockClient>,
+    /// `None` where semaphores cannot be.
+    semaphores: Option<Arc<LockClient>>,
     /// `None` where rate limits cannot be.
     rate_limits: Option<Arc<dyn RateLimitBackend>>,
 }
@@ -74,9 +76,15 @@ impl Backends {
         let epoch = LocalEpoch::start(config.clone(), &self.namespace, quarantine)
             .map_err(|error| error.to_string())?;
         let rate_limits = Some(self.redis_rate_limits(&config)?);
-        let locks = self.redis(config, epoch.known())?;
-        let made =
-            Made { substrate: Substrate::Redis, redis: None, epoch: None, locks, rate_limits };
+        let (locks, semaphores) = self.redis(config, epoch.known())?;
+        let made = Made {
+            substrate: Substrate::Redis,
+            redis: None,
+            epoch: None,
+            locks,
+            semaphores: Some(semaphores),
+            rate_limits,
+        };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
         Ok(epoch)
     }
@@ -85,15 +93,17 @@ impl Backends {
         LockClient::new(backend, self.hub.clone(), self.clock.clone(), self.session.clone())
     }
 
+    /// Locks and semaphores, on the same connections.
     fn redis(
         &self,
         config: RedisConfig,
         epoch: watch::Receiver<Option<KnownEpoch>>,
-    ) -> Result<Arc<LockClient>, String> {
+    ) -> Result<(Arc<LockClient>, Arc<LockClient>), String> {
         let (session, hub) = (self.session.clone(), self.hub.clone());
         let locks = RedisLocks::connect(config, &self.namespace, session, hub, epoch)
             .map_err(|error| error.to_string())?;
-        Ok(self.client(locks))
+        let semaphores = self.client(RedisSemaphores::beside(locks.clone()));
+        Ok((self.client(locks), semaphores))
     }
 
     fn redis_rate_limits(&self, config: &RedisConfig) -> Result<Arc<dyn RateLimitBackend>, String> {
@@ -103,16 +113,19 @@ impl Backends {
 
     fn make(&self, name: &str, backend: &BundleBackend) -> Result<Made, String> {
         let (mut sender, mut rate_limits, redis) = (None, None, backend.redis.clone());
-        let locks = match backend.substrate {
+        let (locks, semaphores) = match backend.substrate {
             Substrate::Memory => {
                 let limits: Arc<dyn RateLimitBackend> = MemoryRateLimits::new(self.clock.clone());
                 rate_limits = Some(limits);
-                self.client(MemoryLocks::new(self.hub.clone(), self.clock.clone()))
+                let semaphores = MemorySemaphores::new(self.hub.clone(), self.clock.clone());
+                let locks = MemoryLocks::new(self.hub.clone(), self.clock.clone());
+                (self.client(locks), Some(self.client(semaphores)))
             }
             Substrate::Lease => {
                 let leases = self.leases.clone();
                 let leases = leases.ok_or("there is no API server to reach from here")?;
-                self.client(LeaseLocks::new(leases, self.hub.clone(), self.clock.clone()))
+                let locks = LeaseLocks::new(leases, self.hub.clone(), self.clock.clone());
+                (self.client(locks), None)
             }
             Substrate::Redis => {
                 let address =
@@ -122,10 +135,12 @@ impl Backends {
                 sender = Some(known);
                 let config = mk_config(address, source)?;
                 rate_limits = Some(self.redis_rate_limits(&config)?);
-                self.redis(config, receiver)?
+                let (locks, semaphores) = self.redis(config, receiver)?;
+                (locks, Some(semaphores))
             }
         };
-        Ok(Made { substrate: backend.substrate, redis, epoch: sender, locks, rate_limits })
+        let substrate = backend.substrate;
+        Ok(Made { substrate, redis, epoch: sender, locks, semaphores, rate_limits })
     }
 }
 
@@ -152,6 +167,13 @@ impl Connect for Backends {
                 Ok(locks)
             }
         }
+    }
+
+    fn semaphores(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String> {
+        self.locks(name, backend)?;
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let semaphores = made.get(name).and_then(|made| made.semaphores.clone());
+        semaphores.ok_or_else(|| format!("backend \"{name}\" cannot keep semaphores"))
     }
 
     fn rate_limits(

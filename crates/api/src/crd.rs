@@ -7,7 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::v1alpha1::{Backend, LeaderElection, Lock};
+use crate::v1alpha1::{Backend, LeaderElection, Lock, Semaphore};
 
 /// Every definition there is, with the name of the file it is kept in.
 pub fn all_crds() -> Vec<(&'static str, CustomResourceDefinition)> {
@@ -15,6 +15,7 @@ pub fn all_crds() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("holdfast.dev_backends.yaml", plain(Backend::crd())),
         ("holdfast.dev_leaderelections.yaml", plain(LeaderElection::crd())),
         ("holdfast.dev_locks.yaml", plain(Lock::crd())),
+        ("holdfast.dev_semaphores.yaml", plain(Semaphore::crd())),
     ]
 }
 

@@ -5,11 +5,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Fence,
-    lock::{Consistency, Fairness, Keys},
+    lock::{Consistency, Fairness, Keys, LockConfig},
     queue::BEATS_TO_LIVE,
 };
 
 pub mod state;
+
+/// How many holders a view names.
+pub const NAMED: usize = 10;
+/// The most permits that a class may have.
+pub const MAX_PERMITS: u32 = 10_000;
 
 /// A validated Semaphore class. Durations are whole milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,21 +43,22 @@ pub struct SemaphoreConfig {
 }
 
 impl SemaphoreConfig {
-    /// How often a session with waiters beats: a sixth of the time to live, 100 ms to 5 s.
-    pub fn beat_ms(&self) -> u64 {
-        (self.ttl_ms / 6).clamp(100, 5_000)
-    }
-
-    /// The part that the store needs with each transition.
-    pub fn policy(&self) -> Policy {
-        Policy {
+    /// The configuration in the form that waits for holds, keeps and stores them: that of a lock
+    /// with many permits, without delays.
+    pub fn lock(&self) -> LockConfig {
+        LockConfig {
             generation: self.generation,
+            ttl_ms: self.ttl_ms,
+            max_hold_ms: self.max_hold_ms,
+            min_hold_ms: 0,
+            lock_delay_ms: 0,
             permits: self.permits,
             max_per_holder: self.max_per_holder,
+            keys: self.keys.clone(),
             max_waiters: self.max_waiters,
-            beat_ms: self.beat_ms(),
             fairness: self.fairness,
-            fence_floor: self.fence_floor.sequence(),
+            consistency: self.consistency,
+            fence_floor: self.fence_floor,
         }
     }
 }
@@ -68,7 +74,7 @@ pub struct Policy {
     pub max_per_holder: u32,
     /// See [`SemaphoreConfig::max_waiters`].
     pub max_waiters: u32,
-    /// See [`SemaphoreConfig::beat_ms`].
+    /// See [`LockConfig::beat_ms`].
     pub beat_ms: u64,
     /// See [`SemaphoreConfig::fairness`].
     pub fairness: Fairness,
@@ -77,6 +83,19 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The part of a configuration that the store needs with each transition.
+    pub fn of(config: &LockConfig) -> Self {
+        Policy {
+            generation: config.generation,
+            permits: config.permits,
+            max_per_holder: config.max_per_holder,
+            max_waiters: config.max_waiters,
+            beat_ms: config.beat_ms(),
+            fairness: config.fairness,
+            fence_floor: config.fence_floor.sequence(),
+        }
+    }
+
     /// For how long an offered hold stands until it is claimed, as with a lock.
     pub fn claim_ms(&self) -> u64 {
         BEATS_TO_LIVE * self.beat_ms

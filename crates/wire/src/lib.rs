@@ -9,6 +9,7 @@ pub mod hold;
 pub mod lock;
 pub mod problem;
 pub mod ratelimit;
+pub mod semaphore;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -26,6 +27,10 @@ pub use problem::{Code, Problem};
 pub use ratelimit::{
     CheckRequest, CheckResponse, LimitState, PeekQuery, PermitReleaseRequest,
     PermitReleaseResponse, RefundRequest, RefundResponse,
+};
+pub use semaphore::{
+    ForcePermitsRequest, ForcePermitsResponse, PermitHolder, PermitsRequest, PermitsResponse,
+    SemaphoreState,
 };
 
 /// `GET /v1`: what this pod may use.

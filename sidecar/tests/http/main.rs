@@ -14,6 +14,7 @@ mod locks;
 mod openapi;
 mod ratelimits;
 mod scale;
+mod semaphores;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod server;

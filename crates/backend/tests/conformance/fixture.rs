@@ -51,6 +51,8 @@ pub fn mk_config(world: &dyn World) -> LockConfig {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: Keys::Any,
         max_waiters: 100,
         fairness: match world.substrate() {
@@ -96,6 +98,7 @@ impl Sidecar {
             ttl: Duration::from_millis(config.ttl_ms),
             max_hold: Duration::from_millis(config.max_hold_ms),
             enqueue: false,
+            permits: 1,
         }
     }
 
@@ -127,6 +130,7 @@ pub fn describe(acquisition: &Acquisition) -> String {
     match acquisition {
         Acquisition::Held(held) => format!("held with fence {}", held.fence),
         Acquisition::Locked { waiters, .. } => format!("locked, {waiters} waiting"),
+        Acquisition::TooMany { most } => format!("too many, {most} at the most"),
         Acquisition::QueueFull { waiters } => format!("queue full, {waiters} waiting"),
         Acquisition::Cancelled => "cancelled".into(),
     }

@@ -10,6 +10,7 @@ mod fixture;
 mod handover;
 mod model;
 mod ratelimits;
+mod semaphores;
 mod sentinel;
 #[path = "../support/redis.rs"]
 mod server;

@@ -234,6 +234,11 @@ impl SemaphoreState {
         (live, &self.queue, self.seq)
     }
 
+    /// The newest fence sequence granted.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
     /// Whether the key can be forgotten without anybody noticing, but for its fence.
     pub fn is_idle(&self, now_ms: u64) -> bool {
         let now_ms = now_ms.max(self.now_ms);
