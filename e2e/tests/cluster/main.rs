@@ -13,3 +13,4 @@ mod failure;
 mod lock;
 mod readme;
 mod security;
+mod semaphore;

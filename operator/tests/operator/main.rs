@@ -13,3 +13,4 @@ mod fixture;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
 mod schema;
+mod semaphores;

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use holdfast_backend::{
     hub::Hub,
-    memory::MemoryLocks,
+    memory::{MemoryLocks, MemorySemaphores},
     waiter::{Acquisition, HeldLock, LockClient},
 };
 use holdfast_core::{
@@ -32,6 +32,13 @@ pub trait World: Send + Sync {
     /// Deletes the class of an address with all its state and makes it anew, as the operator does;
     /// returns the fence floor that the new class starts above.
     async fn recreate(&self, at: &Address) -> Fence;
+}
+
+/// A substrate that keeps semaphores too.
+#[async_trait]
+pub trait PermitsWorld: World {
+    /// A new pod's view of its semaphores.
+    async fn pod(&self, name: &str) -> Sidecar;
 }
 
 /// One pod: a session with a backend of its own.
@@ -152,13 +159,15 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
 pub struct MemoryWorld {
     hub: Arc<Hub>,
     locks: Arc<MemoryLocks>,
+    semaphores: Arc<MemorySemaphores>,
 }
 
 impl MemoryWorld {
     pub async fn start() -> Self {
         let hub = Hub::new();
         let locks = MemoryLocks::new(hub.clone(), Arc::new(SystemClock));
-        MemoryWorld { hub, locks }
+        let semaphores = MemorySemaphores::new(hub.clone(), Arc::new(SystemClock));
+        MemoryWorld { hub, locks, semaphores }
     }
 }
 
@@ -176,5 +185,12 @@ impl World for MemoryWorld {
 
     async fn recreate(&self, _: &Address) -> Fence {
         Fence::new(0)
+    }
+}
+
+#[async_trait]
+impl PermitsWorld for MemoryWorld {
+    async fn pod(&self, name: &str) -> Sidecar {
+        Sidecar::new(name, SessionId::random(), self.semaphores.clone(), self.hub.clone())
     }
 }

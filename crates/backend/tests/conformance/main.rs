@@ -16,6 +16,7 @@ mod history;
 mod lease;
 mod lock;
 mod redis;
+mod semaphore;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../support/redis.rs"]
 mod server;
