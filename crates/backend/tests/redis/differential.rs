@@ -41,7 +41,7 @@ local math = { min = function(a) return a end, max = function(a, b, c) return ma
 ";
 
 pub static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::compose(CLOCK));
-static BROKEN_SCRIPTS: LazyLock<Scripts> =
+pub static BROKEN_SCRIPTS: LazyLock<Scripts> =
     LazyLock::new(|| Scripts::compose(&format!("{BROKEN}{CLOCK}")));
 
 /// The store under test and the messages it sent.

@@ -32,7 +32,7 @@ use proptest::{
 };
 
 use crate::{
-    differential::SCRIPTS,
+    differential::{BROKEN_SCRIPTS, SCRIPTS},
     fixture::{NAMESPACE, Store, mk_address, mk_config, mk_redis},
     model::{hold_id, mk_fence, mk_grant, mk_holder, mk_request, session_id},
 };
@@ -363,9 +363,13 @@ async fn run(subject: &mut Subject, at: &Address, history: &History) -> Result<(
 
 /// Runs many histories on a server that is started with `args`; the kinds of outcomes seen, or the
 /// first difference.
-fn compare(args: &[&str], histories_to_run: u32) -> Result<BTreeMap<&'static str, usize>, String> {
+fn compare(
+    args: &[&str],
+    scripts: &'static Scripts,
+    histories_to_run: u32,
+) -> Result<BTreeMap<&'static str, usize>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let subject = RefCell::new(runtime.block_on(Subject::start(args, &SCRIPTS)));
+    let subject = RefCell::new(runtime.block_on(Subject::start(args, scripts)));
     let count = Cell::new(0usize);
     let config = Config {
         cases: histories_to_run,
@@ -389,7 +393,7 @@ fn compare(args: &[&str], histories_to_run: u32) -> Result<BTreeMap<&'static str
 
 #[test]
 fn functions_do_what_the_rules_of_semaphores_say() {
-    let seen = compare(&[], HISTORIES).unwrap_or_else(|error| panic!("{error}"));
+    let seen = compare(&[], &SCRIPTS, HISTORIES).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(seen.len(), 18, "a kind of outcome never happened: {seen:?}");
     assert!(seen.values().all(|times| *times >= 5), "too seldom: {seen:?}");
 }
@@ -397,5 +401,11 @@ fn functions_do_what_the_rules_of_semaphores_say() {
 #[test]
 fn scripts_do_what_the_rules_of_semaphores_say_where_there_are_no_functions() {
     let args = ["--rename-command", "FCALL", "", "--rename-command", "FUNCTION", ""];
-    compare(&args, 30).unwrap_or_else(|error| panic!("{error}"));
+    compare(&args, &SCRIPTS, 30).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn a_wrong_rule_of_semaphores_is_found() {
+    let found = compare(&[], &BROKEN_SCRIPTS, HISTORIES).unwrap_err();
+    assert!(found.contains("left"), "{found}");
 }
