@@ -13,7 +13,7 @@ use clap::Args;
 use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
     names::{FINALIZER, LABEL_MANAGED, REDIS_SECRET},
-    v1alpha1::{Backend, LeaderElection, Lock, RateLimit},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore},
 };
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -68,6 +68,7 @@ pub async fn run(client: Client, args: &CleanupArgs) -> anyhow::Result<()> {
     let mut namespaces = free::<Lock>(&client).await?;
     namespaces.extend(free::<LeaderElection>(&client).await?);
     namespaces.extend(free::<RateLimit>(&client).await?);
+    namespaces.extend(free::<Semaphore>(&client).await?);
     free::<Backend>(&client).await?;
     // A class that was being deleted may have left its Leases draining.
     free::<Lease>(&client).await?;

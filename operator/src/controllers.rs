@@ -51,6 +51,7 @@ pub mod bundle;
 pub mod election;
 pub mod lock;
 pub mod ratelimit;
+pub mod semaphore;
 pub mod tenants;
 
 /// How many objects of a kind are seen to at once.
@@ -167,12 +168,13 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
 
 /// Every controller at once. They end when their queues do: never, in a term.
 async fn control(ctx: Arc<Context>, queues: Queues) {
-    let Queues { locks, elections, rate_limits, backends, namespaces } = queues;
+    let Queues { locks, elections, semaphores, rate_limits, backends, namespaces } = queues;
     let caches = ctx.caches.clone();
     tokio::join!(
         drive("Lock", &ctx, caches.locks, locks, pipeline::reconcile),
         drive("LeaderElection", &ctx, caches.elections, elections, pipeline::reconcile),
         drive("RateLimit", &ctx, caches.rate_limits, rate_limits, pipeline::reconcile),
+        drive("Semaphore", &ctx, caches.semaphores, semaphores, pipeline::reconcile),
         drive("Backend", &ctx, caches.backends, backends, backend::reconcile),
         drive("Namespace", &ctx, caches.namespaces, namespaces, bundle::reconcile),
     );

@@ -138,14 +138,16 @@ impl Candidate {
             ttl: self.settings.duration,
             max_hold: Duration::ZERO,
             enqueue: true,
+            permits: 1,
         };
         // A waiter would wait for a Lease that nobody else makes.
         self.create_lease().await?;
         match self.locks.acquire(&self.at, request, WAIT, true).await? {
             Acquisition::Held(held) => Ok(Some(held)),
-            Acquisition::Locked { .. } | Acquisition::QueueFull { .. } | Acquisition::Cancelled => {
-                Ok(None)
-            }
+            Acquisition::Locked { .. }
+            | Acquisition::QueueFull { .. }
+            | Acquisition::TooMany { .. }
+            | Acquisition::Cancelled => Ok(None),
         }
     }
 
@@ -230,6 +232,8 @@ fn lock_config(duration: Duration) -> LockConfig {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: Keys::Fixed(vec![Key::default_key()]),
         max_waiters: 1,
         fairness: Fairness::Fifo,

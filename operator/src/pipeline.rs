@@ -256,7 +256,7 @@ impl Valid {
     /// Whether candidates of client-go may contest its Lease.
     pub fn is_shared(&self) -> bool {
         match &self.class.config {
-            ClassConfig::Lock(_) | ClassConfig::RateLimit(_) => false,
+            ClassConfig::Lock(_) | ClassConfig::RateLimit(_) | ClassConfig::Semaphore(_) => false,
             ClassConfig::LeaderElection(config) => config.interop == Interop::ClientGo,
         }
     }

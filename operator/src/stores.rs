@@ -10,7 +10,7 @@ use std::{
 use holdfast_api::v1alpha1::{Backend, backend::RedisSpec};
 use holdfast_backend::{
     hub::Hub,
-    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, Sentinels},
+    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Sentinels},
 };
 use holdfast_core::{
     Address, BackendError, ClassName, Key, Kind, SessionId,
@@ -38,6 +38,7 @@ pub struct Store {
     /// To look after it.
     pub admin: RedisAdmin,
     observer: Arc<RedisLocks>,
+    permits: Arc<RedisSemaphores>,
     credentials: Arc<Mutex<Credentials>>,
     /// The run of the store that has our library.
     library_in: Mutex<Option<(String, Instant)>>,
@@ -99,6 +100,7 @@ impl Store {
             spec: spec.clone(),
             admin: RedisAdmin::connect(&config)?,
             config,
+            permits: RedisSemaphores::beside(observer.clone()),
             observer,
             credentials,
             library_in: Mutex::default(),
@@ -138,8 +140,12 @@ impl Store {
         config: &LockConfig,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let _turn = self.looks.acquire().await;
+        let observer: &dyn LockBackend = match kind {
+            Kind::Semaphore => &*self.permits,
+            Kind::Lock | Kind::LeaderElection | Kind::RateLimit => &*self.observer,
+        };
         let Keys::Fixed(keys) = &config.keys else {
-            return self.observer.list(kind, namespace, class, config, KEYS).await;
+            return observer.list(kind, namespace, class, config, KEYS).await;
         };
         let mut found = Vec::new();
         for key in keys {
@@ -149,7 +155,7 @@ impl Store {
                 class: class.clone(),
                 key: key.clone(),
             };
-            let view = self.observer.query(&at, config).await?;
+            let view = observer.query(&at, config).await?;
             if view.holder.is_some() || view.waiters > 0 {
                 found.push((key.clone(), view));
             }
@@ -195,6 +201,8 @@ fn any_key() -> LockConfig {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: Keys::Any,
         max_waiters: 0,
         fairness: Fairness::Fifo,

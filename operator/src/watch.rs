@@ -13,7 +13,7 @@ use futures::{StreamExt, future::BoxFuture};
 use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
     names::{LABEL_CLASS, LABEL_KIND, LABEL_MANAGED},
-    v1alpha1::{Backend, LeaderElection, Lock, RateLimit},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore},
 };
 use holdfast_core::Kind;
 use k8s_openapi::api::{
@@ -64,6 +64,7 @@ pub fn start(
     let (locks, locks_writer) = reflector::store();
     let (elections, elections_writer) = reflector::store();
     let (rate_limits, rate_limits_writer) = reflector::store();
+    let (semaphores, semaphores_writer) = reflector::store();
     let (backends, backends_writer) = reflector::store();
     let (namespaces, namespaces_writer) = reflector::store();
     let (leases, leases_writer) = reflector::store();
@@ -74,6 +75,7 @@ pub fn start(
         locks,
         elections,
         rate_limits,
+        semaphores,
         backends,
         namespaces,
         leases,
@@ -90,6 +92,7 @@ pub fn start(
         follow(client, all(), locks_writer, on(&tell, Tell::class::<Lock>)),
         follow(client, all(), elections_writer, on(&tell, Tell::class::<LeaderElection>)),
         follow(client, all(), rate_limits_writer, on(&tell, Tell::class::<RateLimit>)),
+        follow(client, all(), semaphores_writer, on(&tell, Tell::class::<Semaphore>)),
         follow(client, all(), backends_writer, on(&tell, Tell::backend)),
         follow(client, all(), namespaces_writer, on(&tell, Tell::namespace)),
         follow(client, ours(), leases_writer, move |change| t.lease(&s, &change)),

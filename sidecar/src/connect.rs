@@ -12,10 +12,10 @@ use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
     limiter::Limiter,
-    memory::{MemoryLocks, MemoryRateLimits},
+    memory::{MemoryLocks, MemoryRateLimits, MemorySemaphores},
     redis::{
         Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
-        RedisRateLimits, Sentinels, client::Client as RedisClient,
+        RedisRateLimits, RedisSemaphores, Sentinels, client::Client as RedisClient,
     },
     waiter::LockClient,
 };
@@ -41,8 +41,17 @@ struct Made {
     redis: Option<RedisAddress>,
     epoch: Option<watch::Sender<Option<KnownEpoch>>>,
     locks: Arc<LockClient>,
+    /// `None` where semaphores cannot be.
+    semaphores: Option<Arc<LockClient>>,
     /// `None` where rate limits cannot be.
     rate_limits: Option<Arc<Limiter>>,
+}
+
+/// What one Redis keeps, over one connection.
+struct OnRedis {
+    locks: Arc<LockClient>,
+    semaphores: Arc<LockClient>,
+    limits: Arc<Limiter>,
 }
 
 impl Backends {
@@ -74,10 +83,15 @@ impl Backends {
         let config = RedisConfig::from_url(url)?;
         let epoch = LocalEpoch::start(config.clone(), &self.namespace, quarantine)
             .map_err(|error| error.to_string())?;
-        let (locks, rate_limits) = self.redis(config, epoch.known())?;
-        let rate_limits = Some(rate_limits);
-        let made =
-            Made { substrate: Substrate::Redis, redis: None, epoch: None, locks, rate_limits };
+        let OnRedis { locks, semaphores, limits } = self.redis(config, epoch.known())?;
+        let made = Made {
+            substrate: Substrate::Redis,
+            redis: None,
+            epoch: None,
+            locks,
+            semaphores: Some(semaphores),
+            rate_limits: Some(limits),
+        };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
         Ok(epoch)
     }
@@ -86,33 +100,38 @@ impl Backends {
         LockClient::new(backend, self.hub.clone(), self.clock.clone(), self.session.clone())
     }
 
-    /// Locks and rate limits of one Redis share one connection.
+    /// Locks, semaphores and rate limits of one Redis share one connection.
     fn redis(
         &self,
         config: RedisConfig,
         epoch: watch::Receiver<Option<KnownEpoch>>,
-    ) -> Result<(Arc<LockClient>, Arc<Limiter>), String> {
+    ) -> Result<OnRedis, String> {
         let (session, hub) = (self.session.clone(), self.hub.clone());
         let shared = Arc::new(RedisClient::new(config));
         let locks = RedisLocks::with_client(shared.clone(), &self.namespace, session, hub, epoch)
             .map_err(|error| error.to_string())?;
         let limits = RedisRateLimits::with_client(shared, &self.namespace)
             .map_err(|error| error.to_string())?;
-        Ok((self.client(locks), Limiter::new(limits, self.clock.clone())))
+        let limits = Limiter::new(limits, self.clock.clone());
+        let semaphores = self.client(RedisSemaphores::beside(locks.clone()));
+        Ok(OnRedis { locks: self.client(locks), semaphores, limits })
     }
 
     fn make(&self, name: &str, backend: &BundleBackend) -> Result<Made, String> {
         let (mut sender, mut rate_limits, redis) = (None, None, backend.redis.clone());
-        let locks = match backend.substrate {
+        let (locks, semaphores) = match backend.substrate {
             Substrate::Memory => {
                 let limits = MemoryRateLimits::new(self.clock.clone());
                 rate_limits = Some(Limiter::new(limits, self.clock.clone()));
-                self.client(MemoryLocks::new(self.hub.clone(), self.clock.clone()))
+                let semaphores = MemorySemaphores::new(self.hub.clone(), self.clock.clone());
+                let locks = MemoryLocks::new(self.hub.clone(), self.clock.clone());
+                (self.client(locks), Some(self.client(semaphores)))
             }
             Substrate::Lease => {
                 let leases = self.leases.clone();
                 let leases = leases.ok_or("there is no API server to reach from here")?;
-                self.client(LeaseLocks::new(leases, self.hub.clone(), self.clock.clone()))
+                let locks = LeaseLocks::new(leases, self.hub.clone(), self.clock.clone());
+                (self.client(locks), None)
             }
             Substrate::Redis => {
                 let address =
@@ -121,12 +140,13 @@ impl Backends {
                 let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
                 sender = Some(known);
                 let config = mk_config(address, source)?;
-                let (locks, limits) = self.redis(config, receiver)?;
+                let OnRedis { locks, semaphores, limits } = self.redis(config, receiver)?;
                 rate_limits = Some(limits);
-                locks
+                (locks, Some(semaphores))
             }
         };
-        Ok(Made { substrate: backend.substrate, redis, epoch: sender, locks, rate_limits })
+        let substrate = backend.substrate;
+        Ok(Made { substrate, redis, epoch: sender, locks, semaphores, rate_limits })
     }
 }
 
@@ -153,6 +173,13 @@ impl Connect for Backends {
                 Ok(locks)
             }
         }
+    }
+
+    fn semaphores(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String> {
+        self.locks(name, backend)?;
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let semaphores = made.get(name).and_then(|made| made.semaphores.clone());
+        semaphores.ok_or_else(|| format!("backend \"{name}\" cannot keep semaphores"))
     }
 
     fn rate_limits(&self, name: &str, backend: &BundleBackend) -> Result<Arc<Limiter>, String> {

@@ -68,6 +68,7 @@ struct Hold {
     class: Arc<LockClass>,
     at: Address,
     fence: Fence,
+    permits: u32,
     max_hold: Duration,
     manual: bool,
     granted: Stamp,
@@ -94,6 +95,8 @@ pub struct NewHold {
     pub ttl: Duration,
     /// The longest it may last; zero for no bound.
     pub max_hold: Duration,
+    /// How many permits it has; 1 of a lock.
+    pub permits: u32,
     /// What automatic renewal is bound to; `None` when the caller renews.
     pub bound: Option<Bound>,
 }
@@ -109,6 +112,8 @@ pub struct View {
     pub at: Address,
     /// Its fencing token.
     pub fence: Fence,
+    /// How many permits it has; 1 of a lock.
+    pub permits: u32,
     /// What the store granted last.
     pub ttl: Duration,
     /// What a renewal asks for.
@@ -365,12 +370,13 @@ impl Table {
 
 impl Hold {
     fn new(new: NewHold, now: Stamp) -> Self {
-        let NewHold { class, at, held, ttl, max_hold, bound } = new;
+        let NewHold { class, at, held, ttl, max_hold, permits, bound } = new;
         let manual = bound.is_none();
         Hold {
             class,
             at,
             fence: held.fence,
+            permits,
             max_hold,
             manual,
             granted: now,
@@ -402,6 +408,7 @@ impl Hold {
             class: self.class.clone(),
             at: self.at.clone(),
             fence: self.fence,
+            permits: self.permits,
             ttl: self.life.granted(),
             asked: self.life.asked(),
             state: self.life.state(),

@@ -25,6 +25,7 @@ pub mod fields;
 pub mod hold;
 pub mod lock;
 pub mod ratelimit;
+pub mod semaphore;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -64,6 +65,7 @@ fn described() -> (Router<Arc<Sidecar>>, utoipa::openapi::OpenApi) {
             Kind::Lock => lock::routes(),
             Kind::LeaderElection => election::routes(),
             Kind::RateLimit => ratelimit::routes(),
+            Kind::Semaphore => semaphore::routes(),
         });
     }
     router.split_for_parts()

@@ -35,10 +35,13 @@ mod election;
 mod fence;
 mod holding;
 mod ratelimit;
+mod semaphore;
 mod terms;
 
-pub use answers::mk_holder;
-use answers::{mk_closing, mk_ended, mk_locked, mk_queue_full, mk_state, mk_too_many, mk_unknown};
+use answers::{
+    mk_closing, mk_ended, mk_locked, mk_queue_full, mk_state, mk_too_heavy, mk_too_many, mk_unknown,
+};
+pub use answers::{mk_holder, mk_permit_holder};
 pub use ratelimit::Checked;
 use terms::{Terms, invalid};
 
@@ -211,6 +214,7 @@ impl Sidecar {
                 ttl: terms.ttl,
                 max_hold: terms.max_hold,
                 enqueue: !terms.wait.is_zero(),
+                permits: terms.permits,
             };
             let waited = || began.map_or(Duration::ZERO, |began| began.elapsed());
             let wait = match attempt {
@@ -235,6 +239,7 @@ impl Sidecar {
                 Acquisition::QueueFull { waiters } => {
                     return Err(mk_queue_full(at, class.config.ttl_ms, waiters));
                 }
+                Acquisition::TooMany { most } => return Err(mk_too_heavy(at, most)),
                 // An earlier try of this request was given up by its caller.
                 Acquisition::Cancelled => self.holds.given_up(&hold),
             }
@@ -276,6 +281,7 @@ impl Sidecar {
             held,
             ttl: terms.ttl,
             max_hold: terms.max_hold,
+            permits: terms.permits,
             bound,
         };
         self.holds.insert(new, now).map_err(mk_ended)
@@ -342,14 +348,18 @@ impl Sidecar {
         }
     }
 
-    fn held_lock(&self, name: &str, hold: Option<&str>) -> Result<View, Failure> {
+    /// The live hold of a class that is named so.
+    fn held(&self, kind: Kind, name: &str, hold: Option<&str>) -> Result<View, Failure> {
         let hold = read_hold(hold)?;
         let snapshot = self.snapshot.load();
         let view = match self.live(self.holds.find(&hold)) {
-            Ok(view) if view.class.name.as_str() == name && view.at.kind == Kind::Lock => view,
+            Ok(view) if view.class.name.as_str() == name && view.at.kind == kind => view,
             // A wrong name explains more than an unknown hold.
             other => {
-                snapshot.lock(name)?;
+                match kind {
+                    Kind::Semaphore => snapshot.semaphore(name)?,
+                    Kind::Lock | Kind::LeaderElection | Kind::RateLimit => snapshot.lock(name)?,
+                };
                 return other.and_then(|_| Err(mk_unknown()));
             }
         };

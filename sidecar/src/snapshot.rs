@@ -69,7 +69,12 @@ impl LockClass {
         connect: &dyn Connect,
         metrics: &Metrics,
     ) -> Option<Arc<Self>> {
-        let client = connect.locks(&class.backend, backend);
+        let client = match class.config.kind() {
+            Kind::Semaphore => connect.semaphores(&class.backend, backend),
+            Kind::Lock | Kind::LeaderElection | Kind::RateLimit => {
+                connect.locks(&class.backend, backend)
+            }
+        };
         let unserved =
             |why: &String| tracing::warn!(class = %class.name, why, "class is not served");
         let client = client.inspect_err(unserved).ok()?;
@@ -116,6 +121,8 @@ pub struct Snapshot {
     pub locks: HashMap<String, Arc<LockClass>>,
     /// The LeaderElection classes by name.
     pub elections: HashMap<String, Arc<ElectionClass>>,
+    /// The Semaphore classes by name.
+    pub semaphores: HashMap<String, Arc<LockClass>>,
     /// The RateLimit classes by name.
     pub rate_limits: HashMap<String, Arc<RateLimitClass>>,
 }
@@ -127,6 +134,12 @@ pub trait Connect: Send + Sync {
     /// # Errors
     /// A sentence, when this process cannot reach such a backend at all.
     fn locks(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String>;
+
+    /// As [`Connect::locks`], for the semaphores on a backend.
+    ///
+    /// # Errors
+    /// As [`Connect::locks`].
+    fn semaphores(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String>;
 
     /// The rate limits on a backend.
     ///
@@ -148,6 +161,11 @@ impl Snapshot {
                 ClassConfig::Lock(_) => {
                     if let Some(lock) = LockClass::of(class, backend, connect, metrics) {
                         snapshot.locks.insert(class.name.to_string(), lock);
+                    }
+                }
+                ClassConfig::Semaphore(_) => {
+                    if let Some(semaphore) = LockClass::of(class, backend, connect, metrics) {
+                        snapshot.semaphores.insert(class.name.to_string(), semaphore);
                     }
                 }
                 ClassConfig::LeaderElection(config) => {
@@ -174,7 +192,8 @@ impl Snapshot {
 
     /// Every class whose holds are locks, of whatever kind.
     pub fn classes(&self) -> impl Iterator<Item = &Arc<LockClass>> {
-        self.locks.values().chain(self.elections.values().map(|election| &election.term))
+        let terms = self.elections.values().map(|election| &election.term);
+        self.locks.values().chain(terms).chain(self.semaphores.values())
     }
 
     /// The class that the holds at an address belong to.
@@ -182,6 +201,7 @@ impl Snapshot {
         match at.kind {
             Kind::Lock => self.locks.get(at.class.as_str()),
             Kind::LeaderElection => self.elections.get(at.class.as_str()).map(|class| &class.term),
+            Kind::Semaphore => self.semaphores.get(at.class.as_str()),
             Kind::RateLimit => None,
         }
     }
@@ -192,6 +212,15 @@ impl Snapshot {
     /// 404, with the nearest name that there is.
     pub fn lock(&self, name: &str) -> Result<&Arc<LockClass>, Failure> {
         self.locks.get(name).ok_or_else(|| no_such(Kind::Lock, name, self.locks.keys()))
+    }
+
+    /// The Semaphore class of a name.
+    ///
+    /// # Errors
+    /// 404, with the nearest name that there is.
+    pub fn semaphore(&self, name: &str) -> Result<&Arc<LockClass>, Failure> {
+        let there = self.semaphores.get(name);
+        there.ok_or_else(|| no_such(Kind::Semaphore, name, self.semaphores.keys()))
     }
 
     /// The LeaderElection class of a name.

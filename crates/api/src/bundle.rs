@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use holdfast_core::{
     ClassName, Guarantee, Kind, Substrate, election::ElectionConfig, lock::LockConfig,
-    ratelimit::RateLimitConfig, supports,
+    ratelimit::RateLimitConfig, semaphore::SemaphoreConfig, supports,
 };
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ pub enum ClassConfig {
     LeaderElection(ElectionConfig),
     /// A RateLimit.
     RateLimit(RateLimitConfig),
+    /// A Semaphore.
+    Semaphore(SemaphoreConfig),
 }
 
 impl ClassConfig {
@@ -71,6 +73,7 @@ impl ClassConfig {
             ClassConfig::Lock(_) => Kind::Lock,
             ClassConfig::LeaderElection(_) => Kind::LeaderElection,
             ClassConfig::RateLimit(_) => Kind::RateLimit,
+            ClassConfig::Semaphore(_) => Kind::Semaphore,
         }
     }
 
@@ -80,6 +83,7 @@ impl ClassConfig {
             ClassConfig::Lock(config) => Some(config.clone()),
             ClassConfig::LeaderElection(config) => Some(config.lock(on)),
             ClassConfig::RateLimit(_) => None,
+            ClassConfig::Semaphore(config) => Some(config.lock()),
         }
     }
 }

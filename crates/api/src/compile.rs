@@ -13,7 +13,7 @@ use crate::{
         Verb,
     },
     load::did_you_mean,
-    v1alpha1::{LeaderElection, Lock, RateLimit, lock},
+    v1alpha1::{LeaderElection, Lock, RateLimit, Semaphore, lock},
     validate::{FieldError, Resolved, Validate},
 };
 
@@ -26,6 +26,8 @@ pub enum Class {
     LeaderElection(LeaderElection),
     /// A RateLimit.
     RateLimit(RateLimit),
+    /// A Semaphore.
+    Semaphore(Semaphore),
 }
 
 impl Class {
@@ -35,6 +37,7 @@ impl Class {
             Class::Lock(_) => Kind::Lock,
             Class::LeaderElection(_) => Kind::LeaderElection,
             Class::RateLimit(_) => Kind::RateLimit,
+            Class::Semaphore(_) => Kind::Semaphore,
         }
     }
 
@@ -44,6 +47,7 @@ impl Class {
             Class::Lock(lock) => lock.name_any(),
             Class::LeaderElection(election) => election.name_any(),
             Class::RateLimit(limit) => limit.name_any(),
+            Class::Semaphore(semaphore) => semaphore.name_any(),
         }
     }
 
@@ -55,6 +59,9 @@ impl Class {
                 election.namespace().unwrap_or_else(|| "default".into())
             }
             Class::RateLimit(limit) => limit.namespace().unwrap_or_else(|| "default".into()),
+            Class::Semaphore(semaphore) => {
+                semaphore.namespace().unwrap_or_else(|| "default".into())
+            }
         }
     }
 
@@ -64,6 +71,7 @@ impl Class {
             Class::Lock(lock) => &lock.metadata,
             Class::LeaderElection(election) => &election.metadata,
             Class::RateLimit(limit) => &limit.metadata,
+            Class::Semaphore(semaphore) => &semaphore.metadata,
         }
     }
 
@@ -74,6 +82,7 @@ impl Class {
             Class::LeaderElection(election) => election.spec.lease_duration_seconds,
             // Nothing is held.
             Class::RateLimit(_) => 0,
+            Class::Semaphore(semaphore) => semaphore.spec.ttl_seconds,
         }))
     }
 
@@ -83,6 +92,7 @@ impl Class {
             Class::Lock(lock) => lock.backend(),
             Class::LeaderElection(election) => election.backend(),
             Class::RateLimit(limit) => limit.backend(),
+            Class::Semaphore(semaphore) => semaphore.backend(),
         }
     }
 
@@ -97,6 +107,7 @@ impl Class {
                 election.validate(on).map(ClassConfig::LeaderElection)
             }
             Class::RateLimit(limit) => limit.validate(on).map(ClassConfig::RateLimit),
+            Class::Semaphore(semaphore) => semaphore.validate(on).map(ClassConfig::Semaphore),
         }
     }
 
@@ -105,6 +116,7 @@ impl Class {
             Class::Lock(lock) => lock.access(),
             Class::LeaderElection(election) => election.access(),
             Class::RateLimit(limit) => limit.access(),
+            Class::Semaphore(semaphore) => semaphore.access(),
         }
     }
 }

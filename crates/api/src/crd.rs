@@ -7,7 +7,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::v1alpha1::{Backend, LeaderElection, Lock, RateLimit};
+use crate::v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore};
 
 /// Every definition there is, with the name of the file it is kept in.
 pub fn all_crds() -> Vec<(&'static str, CustomResourceDefinition)> {
@@ -16,6 +16,7 @@ pub fn all_crds() -> Vec<(&'static str, CustomResourceDefinition)> {
         ("holdfast.dev_leaderelections.yaml", plain(LeaderElection::crd())),
         ("holdfast.dev_locks.yaml", plain(Lock::crd())),
         ("holdfast.dev_ratelimits.yaml", plain(RateLimit::crd())),
+        ("holdfast.dev_semaphores.yaml", plain(Semaphore::crd())),
     ]
 }
 

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     compile::Class,
     names::{GROUP, VERSION},
-    v1alpha1::{Backend, LeaderElection, Lock, RateLimit},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore},
 };
 
 /// What a file may hold.
@@ -103,13 +103,17 @@ fn load_document(text: &str, first_line: u64) -> Result<Option<Object>, LoadErro
         "RateLimit" => {
             Ok(Some(Object::Class(Class::RateLimit(typed(text, first_line, &RateLimit::crd())?))))
         }
+        "Semaphore" => {
+            Ok(Some(Object::Class(Class::Semaphore(typed(text, first_line, &Semaphore::crd())?))))
+        }
         "LeaderElection" => {
             let class = typed(text, first_line, &LeaderElection::crd())?;
             Ok(Some(Object::Class(Class::LeaderElection(class))))
         }
         "Backend" => Ok(Some(Object::Backend(Box::new(typed(text, first_line, &Backend::crd())?)))),
         other => {
-            let hint = did_you_mean(other, ["Lock", "LeaderElection", "RateLimit", "Backend"]);
+            let known = ["Lock", "LeaderElection", "RateLimit", "Semaphore", "Backend"];
+            let hint = did_you_mean(other, known);
             Err(at("kind", format!("there is no kind \"{other}\"{hint}")))
         }
     }

@@ -58,6 +58,11 @@ pub enum Acquisition {
         /// How many wait.
         waiters: u32,
     },
+    /// More permits than one hold of the class can ever have.
+    TooMany {
+        /// The most that it can.
+        most: u32,
+    },
     /// The same hold was cancelled before. A new request needs a new hold.
     Cancelled,
 }
@@ -133,6 +138,10 @@ impl LockClient {
                 Ok(Attempt::QueueFull { waiters }) => {
                     pending.forget();
                     return Ok(Acquisition::QueueFull { waiters });
+                }
+                Ok(Attempt::TooMany { most }) => {
+                    pending.forget();
+                    return Ok(Acquisition::TooMany { most });
                 }
                 Ok(Attempt::Cancelled) => {
                     pending.forget();

@@ -55,6 +55,8 @@ impl ElectionConfig {
             min_hold_ms: 0,
             // A stale leader is kept out by fences; its time to live is the delay.
             lock_delay_ms: 0,
+            permits: 1,
+            max_per_holder: 0,
             keys: Keys::Fixed(vec![Key::default_key()]),
             max_waiters: MAX_CANDIDATES,
             fairness: match on {

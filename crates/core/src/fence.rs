@@ -49,6 +49,11 @@ impl Fence {
         self.0 & ((1 << SEQUENCE_BITS) - 1)
     }
 
+    /// The epoch part of a composed fence.
+    pub const fn epoch(self) -> u64 {
+        self.0 >> SEQUENCE_BITS
+    }
+
     /// The number itself.
     pub const fn get(self) -> u64 {
         self.0

@@ -12,11 +12,14 @@ pub enum Kind {
     LeaderElection,
     /// How much may be done in how long.
     RateLimit,
+    /// So many permits at the same time.
+    Semaphore,
 }
 
 impl Kind {
     /// Every kind there is.
-    pub const ALL: &'static [Kind] = &[Kind::Lock, Kind::LeaderElection, Kind::RateLimit];
+    pub const ALL: &'static [Kind] =
+        &[Kind::Lock, Kind::LeaderElection, Kind::RateLimit, Kind::Semaphore];
 
     /// The Kubernetes kind, such as `Lock`.
     pub const fn name(self) -> &'static str {
@@ -24,6 +27,7 @@ impl Kind {
             Kind::Lock => "Lock",
             Kind::LeaderElection => "LeaderElection",
             Kind::RateLimit => "RateLimit",
+            Kind::Semaphore => "Semaphore",
         }
     }
 
@@ -33,6 +37,7 @@ impl Kind {
             Kind::Lock => "lock",
             Kind::LeaderElection => "leaderelection",
             Kind::RateLimit => "ratelimit",
+            Kind::Semaphore => "semaphore",
         }
     }
 
@@ -42,13 +47,14 @@ impl Kind {
             Kind::Lock => "locks",
             Kind::LeaderElection => "leaderelections",
             Kind::RateLimit => "ratelimits",
+            Kind::Semaphore => "semaphores",
         }
     }
 
     /// Whether it grants holds, and so fences.
     pub const fn has_holds(self) -> bool {
         match self {
-            Kind::Lock | Kind::LeaderElection => true,
+            Kind::Lock | Kind::LeaderElection | Kind::Semaphore => true,
             Kind::RateLimit => false,
         }
     }
@@ -59,6 +65,7 @@ impl Kind {
             Kind::Lock => "locks",
             Kind::LeaderElection => "elections",
             Kind::RateLimit => "ratelimits",
+            Kind::Semaphore => "semaphores",
         }
     }
 }

@@ -23,6 +23,7 @@ pub mod kind;
 pub mod lock;
 pub mod queue;
 pub mod ratelimit;
+pub mod semaphore;
 pub mod substrate;
 
 pub use clock::{Clock, Deadline, Stamp, SystemClock};

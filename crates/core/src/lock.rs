@@ -67,6 +67,12 @@ pub struct LockConfig {
     pub min_hold_ms: u64,
     /// Nobody is granted the lock for so long after a hold *expired* (never after a release).
     pub lock_delay_ms: u64,
+    /// How many permits of one key may be held at once: 1 but for a semaphore.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub permits: u32,
+    /// How many of them one session may hold at once; zero for no bound of its own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_per_holder: u32,
     /// The keys of the class.
     pub keys: Keys,
     /// How many may wait on one key.
@@ -77,6 +83,20 @@ pub struct LockConfig {
     pub consistency: Consistency,
     /// Fences of this class are greater than this one: what a deleted class of the same name left.
     pub fence_floor: Fence,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_one(permits: &u32) -> bool {
+    *permits == 1
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_zero(permits: &u32) -> bool {
+    *permits == 0
 }
 
 impl LockConfig {
@@ -144,6 +164,8 @@ pub struct Acquire {
     pub max_hold: Duration,
     /// Whether to queue when it cannot be granted at once.
     pub enqueue: bool,
+    /// How many permits it asks for; 1 of a lock.
+    pub permits: u32,
 }
 
 /// What a grant says.
@@ -180,6 +202,11 @@ pub enum Attempt {
         /// How many wait.
         waiters: u32,
     },
+    /// More permits than one hold of the class can ever have.
+    TooMany {
+        /// The most that it can.
+        most: u32,
+    },
     /// This hold was cancelled before: the request came late.
     Cancelled,
 }
@@ -208,8 +235,8 @@ pub enum Release {
 /// What a session learns from a beat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beat {
-    /// A hold of this session that was offered and not claimed yet.
-    pub offered: Option<(HoldId, Grant)>,
+    /// The holds of this session that were offered and not claimed yet; of a lock, one at most.
+    pub offered: Vec<(HoldId, Grant)>,
     /// How many tickets the session has in the queue. Fewer than it knows of means that the store
     /// dropped some: their owners ask again.
     pub tickets: u32,
@@ -231,13 +258,21 @@ pub struct HolderView {
     pub ttl: Duration,
     /// For how long it has been held.
     pub held_for: Duration,
+    /// How many permits it has; 1 of a lock.
+    pub permits: u32,
 }
 
 /// The state of one key, for people and dashboards. Stale the moment it is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockView {
-    /// Who holds it, if anybody does.
+    /// Who holds it, if anybody does: of a semaphore, the oldest hold.
     pub holder: Option<HolderView>,
+    /// The next nine of a semaphore's holds, oldest first.
+    pub others: Vec<HolderView>,
+    /// How many holds there are in all.
+    pub holds: u32,
+    /// How many permits they have.
+    pub used: u32,
     /// How many wait.
     pub waiters: u32,
     /// The first ten of them.
@@ -326,7 +361,12 @@ pub trait LockBackend: Send + Sync + 'static {
     /// The fence below which nobody holds this key any more: the newest that was granted, or the least
     /// that may still be granted. Read from the store, at a time after the call began, and only while
     /// the store is sure to have lost nothing.
-    async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError>;
+    ///
+    /// # Errors
+    /// Where a key has many holders, as a semaphore has: no fence of theirs says that another is stale.
+    async fn newest_fence(&self, at: &Address, _: &LockConfig) -> Result<Fence, BackendError> {
+        Err(BackendError::Internal(format!("{at} has many holders, and so no newest fence")))
+    }
     /// Takes the lock from whoever has it: the next fence is higher, the holder is told, the first
     /// who waits is granted. Returns whom it was taken from.
     async fn force_release(
@@ -334,6 +374,21 @@ pub trait LockBackend: Send + Sync + 'static {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Option<HolderView>, BackendError>;
+    /// Takes the hold with this fence from whoever has it, or every hold of the key. Returns whom
+    /// they were taken from.
+    async fn force_release_holds(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        only: Option<Fence>,
+    ) -> Result<Vec<HolderView>, BackendError> {
+        match only {
+            None => Ok(self.force_release(at, config).await?.into_iter().collect()),
+            Some(_) => Err(BackendError::NotFound(format!(
+                "{at} has one hold at the most: take it without naming its fence"
+            ))),
+        }
+    }
     /// The keys of a class that are held or waited for, at most `limit` of them.
     async fn list(
         &self,

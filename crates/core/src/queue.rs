@@ -27,6 +27,8 @@ pub struct Ticket {
     pub ttl_ms: u64,
     /// The longest that the hold may last, zero for no bound.
     pub max_hold_ms: u64,
+    /// How many permits it asks for; 1 for a lock.
+    pub permits: u32,
 }
 
 /// The beat of a session that waits here.
@@ -89,6 +91,16 @@ impl Queue {
     /// Takes a ticket out, wherever it stands.
     pub fn remove(&mut self, hold: &HoldId) -> Option<Ticket> {
         let at = self.tickets.iter().position(|t| t.hold == *hold)?;
+        self.remove_at(at)
+    }
+
+    /// The ticket at a place counted from 0.
+    pub fn get(&self, at: usize) -> Option<&Ticket> {
+        self.tickets.get(at)
+    }
+
+    /// Takes out the ticket at a place counted from 0.
+    pub fn remove_at(&mut self, at: usize) -> Option<Ticket> {
         let ticket = self.tickets.remove(at)?;
         self.forget(&ticket.session);
         Some(ticket)
@@ -130,7 +142,8 @@ impl Queue {
         }
     }
 
-    fn is_dead(&self, session: &SessionId, now_ms: u64, beat_ms: u64) -> bool {
+    /// Whether a session has missed its beats.
+    pub(crate) fn is_dead(&self, session: &SessionId, now_ms: u64, beat_ms: u64) -> bool {
         let at_ms = self.beats.get(session).map_or(0, |beat| beat.at_ms);
         now_ms >= at_ms.saturating_add(BEATS_TO_LIVE * beat_ms)
     }
@@ -156,6 +169,7 @@ mod tests {
             holder: Holder::new("pod").unwrap(),
             ttl_ms: 1_000,
             max_hold_ms: 0,
+            permits: 1,
         }
     }
 

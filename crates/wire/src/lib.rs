@@ -10,6 +10,7 @@ pub mod hold;
 pub mod lock;
 pub mod problem;
 pub mod ratelimit;
+pub mod semaphore;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -28,6 +29,10 @@ pub use problem::{Code, Problem};
 pub use ratelimit::{
     CheckRequest, CheckResponse, LimitState, OverAdmission, PeekQuery, PermitReleaseRequest,
     PermitReleaseResponse, RefundRequest, RefundResponse,
+};
+pub use semaphore::{
+    ForcePermitsRequest, ForcePermitsResponse, PermitHolder, PermitsRequest, PermitsResponse,
+    SemaphoreState,
 };
 
 /// `GET /v1`: what this pod may use.

@@ -13,7 +13,8 @@ pub enum Code {
     NotLeading,
     /// 429: a limit does not allow it now.
     QuotaExceeded,
-    /// 422: it costs more than a limit ever has: trying again is of no use.
+    /// 422: it costs more than a limit ever has, or asks for more permits than one hold can have:
+    /// trying again is of no use.
     CostTooLarge,
     /// 429: as many wait as may.
     QueueFull,

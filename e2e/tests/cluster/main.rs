@@ -15,3 +15,4 @@ mod lock;
 mod ratelimit;
 mod readme;
 mod security;
+mod semaphore;

@@ -9,10 +9,10 @@ use std::{sync::Arc, time::Duration};
 use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
-    redis::{KnownEpoch, RedisLocks},
+    redis::{KnownEpoch, RedisLocks, RedisSemaphores},
 };
 use holdfast_core::{
-    Address, Fence, Key, SessionId, Substrate,
+    Address, Fence, Key, Kind, SessionId, Substrate,
     lock::{Keys, LockBackend, LockConfig},
 };
 use kube::{ResourceExt, runtime::events::EventType};
@@ -43,7 +43,8 @@ pub async fn by_annotation<K: Controlled>(
     let holds = valid.lock.as_ref().ok_or_else(|| {
         format!("{ANNOTATION_FORCE_RELEASE}: a {} has no holds to release", K::KIND)
     });
-    let (config, key) = match holds.and_then(|config| Ok((config, parse(asked, config)?))) {
+    let asked = holds.and_then(|config| Ok((config, parse_asked(K::KIND, asked, config)?)));
+    let (config, (key, only)) = match asked {
         Ok(found) => found,
         Err(why) => {
             apply::annotate(ctx, object, done).await?;
@@ -58,7 +59,7 @@ pub async fn by_annotation<K: Controlled>(
         key,
     };
     let what = format!("release {at} by force");
-    let locks = backend(ctx, valid)?;
+    let locks = backend(ctx, K::KIND, valid)?;
     let store = |error| Error::store(what.clone())(error);
     let view = within(locks.query(&at, config)).await.map_err(store)?;
     let newest = view.last_fence.unwrap_or(Fence::new(0));
@@ -67,27 +68,41 @@ pub async fn by_annotation<K: Controlled>(
         // The change brings us back here.
         return apply::annotate(ctx, object, json!({ MEANT_FOR: newest.to_string() })).await;
     };
-    if newest <= meant_for {
-        match within(locks.force_release(&at, config)).await.map_err(store)? {
-            Some(view) => {
-                tracing::info!(lock = %at, holder = %view.holder, fence = %view.fence,
-                    "released by force");
-                let note = format!(
-                    "key \"{}\" was taken from pod \"{}\" (fence {}) by the annotation \
-                     {ANNOTATION_FORCE_RELEASE}",
-                    at.key, view.holder, view.fence
-                );
-                let about = Some((view.holder.to_string(), at.key.to_string()));
-                ctx.forced.note(&at, view.fence);
-                ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
-            }
-            None => {
-                let note = format!("key \"{}\" was not held: nothing to release", at.key);
-                ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
-            }
+    // A hold that is named by its fence is that one or none, whatever was granted since.
+    if newest <= meant_for || only.is_some() {
+        let taken = within(locks.force_release_holds(&at, config, only)).await.map_err(store)?;
+        if taken.is_empty() {
+            let note = format!("key \"{}\" was not held: nothing to release", at.key);
+            ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
+        }
+        for view in taken {
+            tracing::info!(lock = %at, holder = %view.holder, fence = %view.fence,
+                "released by force");
+            let note = format!(
+                "key \"{}\" was taken from pod \"{}\" (fence {}) by the annotation \
+                 {ANNOTATION_FORCE_RELEASE}",
+                at.key, view.holder, view.fence
+            );
+            let about = Some((view.holder.to_string(), at.key.to_string()));
+            ctx.forced.note(&at, view.fence);
+            ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
         }
     }
     apply::annotate(ctx, object, done).await
+}
+
+/// What was asked for: a key, and of a semaphore perhaps the fence of one hold, as `KEY#FENCE`.
+fn parse_asked(
+    kind: Kind,
+    asked: &str,
+    config: &LockConfig,
+) -> Result<(Key, Option<Fence>), String> {
+    if let (Kind::Semaphore, Some((key, fence))) = (kind, asked.rsplit_once('#'))
+        && let Ok(fence) = fence.parse()
+    {
+        return Ok((parse(key, config)?, Some(fence)));
+    }
+    Ok((parse(asked, config)?, None))
 }
 
 /// The key that was asked for; the only one, when none was.
@@ -119,7 +134,7 @@ async fn within<T>(
 }
 
 /// The substrate of a class, with the epoch of now.
-fn backend(ctx: &Context, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> {
+fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> {
     if valid.substrate != Substrate::Redis {
         return Ok(ctx.leases.clone());
     }
@@ -135,5 +150,9 @@ fn backend(ctx: &Context, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> 
     let (_, known) = watch::channel(epoch);
     let session = SessionId::random();
     let locks = RedisLocks::connect(config, &valid.namespace, session, Hub::new(), known);
-    Ok(locks.map_err(Error::store(what()))?)
+    let locks = locks.map_err(Error::store(what()))?;
+    Ok(match kind {
+        Kind::Semaphore => RedisSemaphores::beside(locks),
+        Kind::Lock | Kind::LeaderElection | Kind::RateLimit => locks,
+    })
 }

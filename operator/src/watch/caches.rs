@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
     compile::Class,
-    v1alpha1::{Backend, LeaderElection, Lock, RateLimit},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore},
 };
 use k8s_openapi::{
     api::{
@@ -29,6 +29,8 @@ pub struct Caches {
     pub locks: Store<Lock>,
     /// Every LeaderElection.
     pub elections: Store<LeaderElection>,
+    /// Every Semaphore.
+    pub semaphores: Store<Semaphore>,
     /// Every RateLimit.
     pub rate_limits: Store<RateLimit>,
     /// Every Backend.
@@ -50,6 +52,7 @@ impl Caches {
     pub async fn complete(&self) -> anyhow::Result<()> {
         self.locks.wait_until_ready().await?;
         self.elections.wait_until_ready().await?;
+        self.semaphores.wait_until_ready().await?;
         self.rate_limits.wait_until_ready().await?;
         self.backends.wait_until_ready().await?;
         self.namespaces.wait_until_ready().await?;
@@ -64,11 +67,13 @@ impl Caches {
     fn classes(&self, holds: impl Fn(&ObjectMeta, &str) -> bool) -> Vec<Class> {
         let locks = self.locks.state_filter(|lock| holds(lock.meta(), &lock.spec.backend));
         let elections = self.elections.state_filter(|one| holds(one.meta(), &one.spec.backend));
+        let semaphores = self.semaphores.state_filter(|one| holds(one.meta(), &one.spec.backend));
         let limits = self.rate_limits.state_filter(|one| holds(one.meta(), &one.spec.backend));
         let locks = locks.iter().map(|lock| Class::Lock((**lock).clone()));
         let elections = elections.iter().map(|one| Class::LeaderElection((**one).clone()));
+        let semaphores = semaphores.iter().map(|one| Class::Semaphore((**one).clone()));
         let limits = limits.iter().map(|one| Class::RateLimit((**one).clone()));
-        locks.chain(elections).chain(limits).collect()
+        locks.chain(elections).chain(semaphores).chain(limits).collect()
     }
 
     /// The classes of a namespace.

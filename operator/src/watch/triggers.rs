@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use futures::{Stream, StreamExt, channel::mpsc};
-use holdfast_api::v1alpha1::{Backend, LeaderElection, Lock, RateLimit};
+use holdfast_api::v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore};
 use holdfast_core::Kind;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
@@ -16,6 +16,7 @@ use kube::{
 pub struct Triggers {
     locks: mpsc::UnboundedSender<ObjectRef<Lock>>,
     elections: mpsc::UnboundedSender<ObjectRef<LeaderElection>>,
+    semaphores: mpsc::UnboundedSender<ObjectRef<Semaphore>>,
     rate_limits: mpsc::UnboundedSender<ObjectRef<RateLimit>>,
     backends: mpsc::UnboundedSender<ObjectRef<Backend>>,
     namespaces: mpsc::UnboundedSender<ObjectRef<Namespace>>,
@@ -27,6 +28,8 @@ pub struct Queues {
     pub locks: mpsc::UnboundedReceiver<ObjectRef<Lock>>,
     /// LeaderElections.
     pub elections: mpsc::UnboundedReceiver<ObjectRef<LeaderElection>>,
+    /// Semaphores.
+    pub semaphores: mpsc::UnboundedReceiver<ObjectRef<Semaphore>>,
     /// RateLimits.
     pub rate_limits: mpsc::UnboundedReceiver<ObjectRef<RateLimit>>,
     /// Backends.
@@ -50,17 +53,19 @@ impl Triggers {
     pub fn new() -> (Triggers, Queues) {
         let (locks, locks_queue) = mpsc::unbounded();
         let (elections, elections_queue) = mpsc::unbounded();
+        let (semaphores, semaphores_queue) = mpsc::unbounded();
         let (rate_limits, rate_limits_queue) = mpsc::unbounded();
         let (backends, backends_queue) = mpsc::unbounded();
         let (namespaces, namespaces_queue) = mpsc::unbounded();
         let queues = Queues {
             locks: locks_queue,
             elections: elections_queue,
+            semaphores: semaphores_queue,
             rate_limits: rate_limits_queue,
             backends: backends_queue,
             namespaces: namespaces_queue,
         };
-        (Triggers { locks, elections, rate_limits, backends, namespaces }, queues)
+        (Triggers { locks, elections, semaphores, rate_limits, backends, namespaces }, queues)
     }
 
     /// Look at a class. A closed queue means that this replica no longer leads.
@@ -71,6 +76,9 @@ impl Triggers {
             }
             Kind::LeaderElection => {
                 let _ = self.elections.unbounded_send(ObjectRef::new(name).within(namespace));
+            }
+            Kind::Semaphore => {
+                let _ = self.semaphores.unbounded_send(ObjectRef::new(name).within(namespace));
             }
             Kind::RateLimit => {
                 let _ = self.rate_limits.unbounded_send(ObjectRef::new(name).within(namespace));

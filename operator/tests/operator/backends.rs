@@ -81,6 +81,7 @@ async fn a_lock_on_redis_shows_holders_and_waiters_and_is_bound_to_its_namespace
         ttl: Duration::from_secs(20),
         max_hold: Duration::ZERO,
         enqueue: true,
+        permits: 1,
     };
     locks.acquire(&at, &request).await.unwrap();
     eventually("holder and waiter in the status", async || {

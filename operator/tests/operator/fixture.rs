@@ -340,6 +340,7 @@ pub async fn acquire(
         ttl: Duration::from_millis(config.ttl_ms),
         max_hold: Duration::ZERO,
         enqueue: false,
+        permits: 1,
     };
     match locks.acquire(at, &request).await {
         Ok(Attempt::Granted(grant)) => Some((request.hold, grant.fence)),

@@ -14,3 +14,4 @@ mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
 mod schema;
+mod semaphores;

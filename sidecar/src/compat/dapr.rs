@@ -10,7 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use holdfast_core::{ClassName, HoldId, Key};
+use holdfast_core::{ClassName, HoldId, Key, Kind};
 use holdfast_wire::{AcquireRequest, Bind, Code, Renew};
 
 use crate::{
@@ -165,7 +165,8 @@ impl Dapr {
             |owned: &Owned| matches!(self.sidecar.holds.find(&owned.hold), Found::Live(_));
         match owned {
             Some(owned) if owned.owner == owner && is_live(&owned) => {
-                let released = self.sidecar.release(store, Some(owned.hold.as_str())).await;
+                let released =
+                    self.sidecar.release(Kind::Lock, store, Some(owned.hold.as_str())).await;
                 let unlocked = match released {
                     Ok(()) => Unlocked::Success,
                     Err(failure) if failure.0.code == Code::HoldLost => Unlocked::NotThere,

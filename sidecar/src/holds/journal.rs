@@ -50,8 +50,15 @@ struct Record {
     granted_ms: u64,
     asked_ms: u64,
     max_hold_ms: u64,
+    #[serde(default = "one")]
+    permits: u32,
     /// Absent when the caller renews.
     bound: Option<BoundRecord>,
+}
+
+/// Of a hold that an earlier version wrote down.
+const fn one() -> u32 {
+    1
 }
 
 impl Journal {
@@ -121,6 +128,7 @@ impl Holds {
                 granted_ms: there.life.granted().as_millis() as u64,
                 asked_ms: there.life.asked().as_millis() as u64,
                 max_hold_ms: there.max_hold.as_millis() as u64,
+                permits: there.permits,
                 bound: (!there.manual).then(|| there.bound.record()),
             }
         })
@@ -153,6 +161,7 @@ impl Holds {
                 held,
                 ttl: Duration::from_millis(record.asked_ms),
                 max_hold: Duration::from_millis(record.max_hold_ms),
+                permits: record.permits,
                 bound: record.bound.map(|bound| Bound::from_record(bound, now)),
             };
             resumed += usize::from(self.insert(new, now).is_ok());

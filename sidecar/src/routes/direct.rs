@@ -59,7 +59,8 @@ impl App {
                     render(granted.map(|view| lock::mk_granted(&view)))
                 }
                 Plan::Release(name, Fields(request)) => {
-                    let released = self.sidecar.release(&name, request.hold_id.as_deref()).await;
+                    let released =
+                        self.sidecar.release(Kind::Lock, &name, request.hold_id.as_deref()).await;
                     render(released.map(|()| lock::mk_released(request)))
                 }
                 Plan::Ready(answer) => *answer,
@@ -79,7 +80,7 @@ impl App {
         match plain {
             Some((Kind::Lock, Verb::Acquire, name)) => fields(name, uri, Plan::Acquire),
             Some((Kind::Lock, Verb::Release, name)) => fields(name, uri, Plan::Release),
-            Some((Kind::LeaderElection | Kind::RateLimit, ..)) | None => {
+            Some((Kind::LeaderElection | Kind::RateLimit | Kind::Semaphore, ..)) | None => {
                 let answer = self.router.clone().oneshot(request.map(Body::new));
                 Plan::Router(answer.map(|Ok(answer)| answer.map(Either::Right)).boxed())
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use holdfast_core::Kind;
 use holdfast_wire::{
     AcquireRequest, AcquireResponse, ForceReleaseRequest, ForceReleaseResponse, LockQuery,
     LockState, Problem, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
@@ -95,10 +96,12 @@ async fn renew(
     Name(name): Name,
     Fields(request): Fields<RenewRequest>,
 ) -> Result<Json<RenewResponse>, Failure> {
-    sidecar.renew(&name, request.hold_id.as_deref()).await.map(|view| Json(mk_renewed(&view)))
+    let renewed = sidecar.renew(Kind::Lock, &name, request.hold_id.as_deref()).await;
+    renewed.map(|view| Json(mk_renewed(&view)))
 }
 
-fn mk_renewed(view: &View) -> RenewResponse {
+/// What a renewal says.
+pub(super) fn mk_renewed(view: &View) -> RenewResponse {
     RenewResponse {
         hold_id: view.hold.to_string(),
         fence: view.fence.to_string(),
@@ -125,7 +128,7 @@ async fn release(
     Name(name): Name,
     Fields(request): Fields<ReleaseRequest>,
 ) -> Result<Json<ReleaseResponse>, Failure> {
-    sidecar.release(&name, request.hold_id.as_deref()).await?;
+    sidecar.release(Kind::Lock, &name, request.hold_id.as_deref()).await?;
     Ok(Json(mk_released(request)))
 }
 

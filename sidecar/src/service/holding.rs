@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    BackendError,
+    BackendError, Kind,
     clock::Backoff,
     lock::{Release, Renewal},
 };
@@ -20,8 +20,8 @@ impl Sidecar {
     ///
     /// # Errors
     /// 410 with how the hold ended; 503 when the store does not answer.
-    pub async fn renew(&self, name: &str, hold: Option<&str>) -> Result<View, Failure> {
-        let view = self.held_lock(name, hold)?;
+    pub async fn renew(&self, kind: Kind, name: &str, hold: Option<&str>) -> Result<View, Failure> {
+        let view = self.held(kind, name, hold)?;
         let sent = self.clock.now();
         let (class, config) = (&view.class, &view.class.config);
         let renewal = class.client.backend().renew(&view.at, config, &view.hold, view.asked).await;
@@ -47,8 +47,13 @@ impl Sidecar {
     /// # Errors
     /// 410 when it had ended otherwise before; 503 when the store does not answer. Then the release
     /// goes on in the background: the app has said that it is done.
-    pub async fn release(self: &Arc<Self>, name: &str, hold: Option<&str>) -> Result<(), Failure> {
-        let view = match self.held_lock(name, hold) {
+    pub async fn release(
+        self: &Arc<Self>,
+        kind: Kind,
+        name: &str,
+        hold: Option<&str>,
+    ) -> Result<(), Failure> {
+        let view = match self.held(kind, name, hold) {
             Ok(view) => view,
             Err(_) if self.was_released(hold) => return Ok(()),
             Err(failure) => return Err(failure),

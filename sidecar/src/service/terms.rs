@@ -20,6 +20,8 @@ pub(super) struct Terms {
     /// `None` when the caller renews.
     pub(super) bind: Option<Bind>,
     pub(super) heartbeat: Duration,
+    /// How many permits; 1 of a lock.
+    pub(super) permits: u32,
     /// Asked for by the pod as a whole: by a candidate.
     pub(super) of_pod: bool,
 }
@@ -35,6 +37,7 @@ impl Terms {
             request_id: None,
             bind: Some(if in_pod { Bind::Container } else { Bind::Process }),
             heartbeat: ttl,
+            permits: 1,
             of_pod: true,
         }
     }
@@ -84,6 +87,7 @@ impl Terms {
             request_id,
             bind,
             heartbeat: heartbeat.unwrap_or(ttl),
+            permits: 1,
             of_pod: false,
         })
     }

@@ -19,6 +19,7 @@ mod openapi;
 mod ratelimits;
 mod rls;
 mod scale;
+mod semaphores;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod server;

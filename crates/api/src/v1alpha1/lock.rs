@@ -296,6 +296,8 @@ impl Validate for Lock {
             max_hold_ms: u64::from(spec.max_hold_seconds.unwrap_or(0)) * 1_000,
             min_hold_ms: u64::from(spec.min_hold_seconds) * 1_000,
             lock_delay_ms: u64::from(spec.lock_delay_seconds) * 1_000,
+            permits: 1,
+            max_per_holder: 0,
             keys,
             max_waiters: spec.queue.max_waiters,
             fairness: match (spec.fairness, on.substrate) {

@@ -114,8 +114,13 @@ impl LeaseLocks {
         let local = lock(&self.inner.local);
         let delay = Duration::from_millis(config.lock_delay_ms);
         let left = local.seen(at).map(|(_, sighting)| sighting.left(self.inner.clock.now(), delay));
+        let holder = holder_of(seen, left.unwrap_or(seen.record.duration));
+        let held = u32::from(holder.is_some());
         LockView {
-            holder: holder_of(seen, left.unwrap_or(seen.record.duration)),
+            holder,
+            others: Vec::new(),
+            holds: held,
+            used: held,
             waiters: local.waiters(at).count() as u32,
             queue: local.waiters(at).take(10).map(|waiter| waiter.holder.clone()).collect(),
             last_fence: seen.record.fence,
@@ -134,6 +139,7 @@ fn holder_of(seen: &Snapshot, left: Duration) -> Option<HolderView> {
         fence: seen.record.fence.unwrap_or(Fence::new(0)),
         ttl: left,
         held_for: held_for(seen),
+        permits: 1,
     })
 }
 
@@ -231,7 +237,7 @@ impl LockBackend for LeaseLocks {
         let local = lock(&self.inner.local);
         let fence = local.seen(at).and_then(|(seen, _)| seen.record.fence);
         Ok(Beat {
-            offered: None,
+            offered: Vec::new(),
             tickets: local.tickets(at, session),
             next: NOTHING_TO_COME,
             last_fence: fence.unwrap_or(Fence::new(0)),

@@ -1,7 +1,6 @@
 //! Locks in memory: [`LockState`] behind a mutex.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,6 +17,7 @@ use holdfast_core::{
     queue::Ticket,
 };
 
+use super::keys::{Keys, Now, State};
 use crate::hub::{Hub, lock};
 
 /// Locks that live as long as the process.
@@ -32,31 +32,13 @@ use crate::hub::{Hub, lock};
 pub struct MemoryLocks {
     hub: Arc<Hub>,
     clock: Arc<dyn Clock>,
-    keys: Mutex<Keys>,
-}
-
-struct Keys {
-    states: HashMap<Address, LockState>,
-    /// The highest sequence that any key ever had, so that a key may be forgotten when idle.
-    top_seq: u64,
-    /// Idle keys are dropped when this many are kept.
-    sweep_at: usize,
-}
-
-const SWEEP_AT_LEAST: usize = 1_024;
-
-/// What a transition needs to know of the time.
-struct Now {
-    stamp: holdfast_core::Stamp,
-    ms: u64,
-    floor: u64,
+    keys: Mutex<Keys<LockState>>,
 }
 
 impl MemoryLocks {
     /// An empty store.
     pub fn new(hub: Arc<Hub>, clock: Arc<dyn Clock>) -> Arc<Self> {
-        let keys = Keys { states: HashMap::new(), top_seq: 0, sweep_at: SWEEP_AT_LEAST };
-        Arc::new(MemoryLocks { hub, clock, keys: Mutex::new(keys) })
+        Arc::new(MemoryLocks { hub, clock, keys: Mutex::default() })
     }
 
     /// Runs one transition and delivers what it offers.
@@ -67,43 +49,23 @@ impl MemoryLocks {
         step: impl FnOnce(&mut LockState, &Now) -> (T, Option<Offer>),
     ) -> T {
         let stamp = self.clock.now();
-        let mut keys = lock(&self.keys);
-        let now = Now {
-            stamp,
-            ms: stamp.boot_ns / 1_000_000,
-            floor: (stamp.real_ns / 1_000).max(keys.top_seq + 1),
-        };
-        let Keys { states, top_seq, .. } = &mut *keys;
-        let run = |state: &mut LockState| {
-            let done = step(state, &now);
-            *top_seq = (*top_seq).max(state.view(now.ms).2);
-            done
-        };
-        let (outcome, offer) = match states.get_mut(at) {
-            Some(state) => run(state),
-            None => {
-                let mut state = LockState::new(config.policy());
-                let done = run(&mut state);
-                keys.sweep(now.ms);
-                keys.states.insert(at.clone(), state);
-                done
-            }
-        };
-        drop(keys);
+        let new = || LockState::new(config.policy());
+        let (outcome, offer) = lock(&self.keys).step(at, stamp, new, step);
         if let Some(offer) = offer {
             let grant = mk_grant(offer.seq, offer.ttl_ms, false);
-            self.hub.send(&offer.hold, Push::Granted { grant, since: Some(now.stamp) });
+            self.hub.send(&offer.hold, Push::Granted { grant, since: Some(stamp) });
         }
         outcome
     }
 }
 
-impl Keys {
-    fn sweep(&mut self, now_ms: u64) {
-        if self.states.len() >= self.sweep_at {
-            self.states.retain(|_, state| !state.is_idle(now_ms));
-            self.sweep_at = (2 * self.states.len()).max(SWEEP_AT_LEAST);
-        }
+impl State for LockState {
+    fn top_seq(&self) -> u64 {
+        self.view(0).2
+    }
+
+    fn is_idle(&self, now_ms: u64) -> bool {
+        LockState::is_idle(self, now_ms)
     }
 }
 
@@ -124,6 +86,7 @@ impl LockBackend for MemoryLocks {
             holder: request.holder.clone(),
             ttl_ms: request.ttl.as_millis() as u64,
             max_hold_ms: request.max_hold.as_millis() as u64,
+            permits: 1,
         };
         let policy = request.config.policy();
         let acquired = self.step(at, &request.config, |state, now| {
@@ -185,8 +148,9 @@ impl LockBackend for MemoryLocks {
     ) -> Result<Beat, BackendError> {
         let beaten = self
             .step(at, config, |state, now| state.beat(now.ms, now.floor, config.policy(), session));
+        let offered = beaten.offered.into_iter();
         Ok(Beat {
-            offered: beaten.offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))),
+            offered: offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))).collect(),
             tickets: beaten.tickets,
             next: Duration::from_millis(beaten.next_ms),
             last_fence: Fence::new(beaten.seq),
@@ -196,7 +160,7 @@ impl LockBackend for MemoryLocks {
     async fn query(&self, at: &Address, _: &LockConfig) -> Result<LockView, BackendError> {
         let now_ms = self.clock.now().boot_ns / 1_000_000;
         let keys = lock(&self.keys);
-        Ok(keys.states.get(at).map(|state| mk_view(state, now_ms)).unwrap_or_default())
+        Ok(keys.get(at).map(|state| mk_view(state, now_ms)).unwrap_or_default())
     }
 
     async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
@@ -232,7 +196,6 @@ impl LockBackend for MemoryLocks {
             |at: &Address| at.kind == kind && *at.namespace == *namespace && at.class == *class;
         let keys = lock(&self.keys);
         Ok(keys
-            .states
             .iter()
             .filter(|(at, _)| ours(at))
             .map(|(at, state)| (at.key.clone(), mk_view(state, now_ms)))
@@ -242,16 +205,17 @@ impl LockBackend for MemoryLocks {
     }
 }
 
-fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool) -> Grant {
+pub(super) fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool) -> Grant {
     Grant { fence: Fence::new(seq), ttl: Duration::from_millis(ttl_ms), claimed }
 }
 
-fn mk_holder(held: &Held, now_ms: u64) -> HolderView {
+pub(super) fn mk_holder(held: &Held, now_ms: u64) -> HolderView {
     HolderView {
         holder: held.holder.clone(),
         fence: Fence::new(held.seq),
         ttl: Duration::from_millis(held.expires_ms.saturating_sub(now_ms)),
         held_for: Duration::from_millis(now_ms.saturating_sub(held.since_ms)),
+        permits: 1,
     }
 }
 
@@ -259,6 +223,9 @@ fn mk_view(state: &LockState, now_ms: u64) -> LockView {
     let (held, queue, seq) = state.view(now_ms);
     LockView {
         holder: held.map(|held| mk_holder(held, now_ms)),
+        others: Vec::new(),
+        holds: u32::from(held.is_some()),
+        used: u32::from(held.is_some()),
         waiters: queue.len() as u32,
         queue: queue.iter().take(10).map(|ticket| ticket.holder.clone()).collect(),
         last_fence: (seq > 0).then(|| Fence::new(seq)),

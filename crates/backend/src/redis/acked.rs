@@ -35,6 +35,18 @@ pub struct Ack {
     pub timeout: Duration,
 }
 
+impl Ack {
+    /// A grant that too few replicas have, and that was undone.
+    pub(super) fn short_of(self, got: u64) -> BackendError {
+        BackendError::Unavailable(format!(
+            "{got} of {} replicas acknowledged the grant within {} ms, so it was undone; try again, \
+             or look at the replicas",
+            self.replicas,
+            self.timeout.as_millis()
+        ))
+    }
+}
+
 /// The most requests that one WAIT answers for.
 const GROUP: usize = 256;
 /// Requests that may wait for a group; more are refused.

@@ -13,12 +13,16 @@ use std::fmt::Write;
 
 use holdfast_core::{Address, ClassName, HoldId, Key, Kind, SessionId};
 
-/// The record of a lock: who holds it, and its fence.
+/// The record of a lock or a semaphore: its fence, and of a lock also who holds it.
 pub const RECORD: &str = ":l";
 /// The record of a rate limit.
 pub const RATE: &str = ":r";
 const QUEUE: &str = ":q";
 const WAITERS: &str = ":w";
+const HOLDS: &str = ":h";
+const EXPIRIES: &str = ":e";
+const FENCES: &str = ":s";
+const OFFERS: &str = ":o";
 const TOMB: &str = ":x:";
 /// What most names need.
 const ROOM: usize = 96;
@@ -56,6 +60,12 @@ impl ObjectKeys {
     /// Their tickets and beats.
     pub fn waiters(&self) -> String {
         [&self.stem, WAITERS].concat()
+    }
+
+    /// What a semaphore's holds are kept in: the holds, when they expire, their fences, those that are
+    /// offered.
+    pub fn holds(&self) -> [String; 4] {
+        [HOLDS, EXPIRIES, FENCES, OFFERS].map(|part| [&self.stem, part].concat())
     }
 
     /// What a cancelled hold leaves.
@@ -193,13 +203,15 @@ mod tests {
     fn names(at: &Address) -> Vec<String> {
         let keys = ObjectKeys::new(at);
         let tomb = keys.tomb(&HoldId::new("h").unwrap());
-        vec![keys.record(), keys.queue(), keys.waiters(), tomb]
+        let mut names = vec![keys.record(), keys.queue(), keys.waiters(), tomb];
+        names.extend(keys.holds());
+        names
     }
 
     proptest! {
         #[test]
         fn different_addresses_have_different_names(a in addresses(), b in addresses()) {
-            let (mut all, n) = ([names(&a), names(&b)].concat(), if a == b { 4 } else { 8 });
+            let (mut all, n) = ([names(&a), names(&b)].concat(), if a == b { 8 } else { 16 });
             all.extend([marker(&a.namespace), marker_run(&a.namespace)]);
             all.sort();
             all.dedup();

@@ -10,12 +10,11 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::future::try_join_all;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
         Acquire, Attempt, Beat, Consistency, Grant, HolderView, LockBackend, LockConfig, LockView,
-        Release, Renewal,
+        Policy, Release, Renewal,
     },
 };
 use tokio::sync::watch;
@@ -35,11 +34,7 @@ use super::{
 use crate::hub::Hub;
 
 /// How many waiters a view names.
-const NAMES_IN_VIEW: &str = "10";
-/// How many keys are read at once in a list.
-const LIST_AT_ONCE: usize = 32;
-/// The most rounds of SCAN that a list takes, a thousand names each.
-const SCAN_ROUNDS: usize = 1_000;
+pub(super) const NAMES_IN_VIEW: &str = "10";
 
 /// Locks of one namespace in one Redis, for one session.
 ///
@@ -51,13 +46,13 @@ const SCAN_ROUNDS: usize = 1_000;
 /// [`LockBackend::list`] needs SCAN, which a tenant's user may not run: it would show the keys of
 /// others.
 pub struct RedisLocks {
-    client: Arc<Client>,
-    acked: Option<Acked>,
+    pub(super) client: Arc<Client>,
+    pub(super) acked: Option<Acked>,
     namespace: Arc<str>,
     marker: String,
     channel_prefix: String,
     epoch: watch::Receiver<Option<KnownEpoch>>,
-    policies: Policies,
+    policies: Policies<Policy>,
     in_doubt: AtomicBool,
     counts: Arc<PushCounts>,
     subscribed: watch::Receiver<bool>,
@@ -144,26 +139,39 @@ impl RedisLocks {
         tomb: Option<&HoldId>,
         args: &[&str],
     ) -> Result<Reply, BackendError> {
-        if *at.namespace != *self.namespace {
-            let what = format!("{at} is not in namespace \"{}\"", self.namespace);
-            return Err(BackendError::NotFound(what));
-        }
-        let (epoch, mode) = self.known_epoch(config)?;
-        let (number, policy) = (epoch.number.to_string(), self.policies.encode(at, config));
+        let policy = self.policies.encode(at, config);
         let names = ObjectKeys::new(at);
         let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
         let tomb = tomb.map(|hold| names.tomb(hold));
         let mut keys: Vec<&str> = vec![&record, &queue, &waiters];
         keys.extend(tomb.as_deref());
+        self.run((transition, config.consistency), at, &policy, &keys, args).await
+    }
+
+    /// As [`RedisLocks::step`], for whatever has sessions, queues and fences of this kind.
+    pub(super) async fn run(
+        &self,
+        (transition, consistency): (Transition, Consistency),
+        at: &Address,
+        policy: &str,
+        keys: &[&str],
+        args: &[&str],
+    ) -> Result<Reply, BackendError> {
+        if *at.namespace != *self.namespace {
+            let what = format!("{at} is not in namespace \"{}\"", self.namespace);
+            return Err(BackendError::NotFound(what));
+        }
+        let (epoch, mode) = self.known_epoch(consistency)?;
+        let number = epoch.number.to_string();
         let mut all: Vec<&str> =
-            vec![&self.marker, &number, &epoch.replid, mode, &policy, &self.channel_prefix];
+            vec![&self.marker, &number, &epoch.replid, mode, policy, &self.channel_prefix];
         all.extend(args);
         let reply = match (&self.acked, transition) {
             // Boxed, so that the others do not carry its state about.
-            (Some(acked), Transition::LockAcquire) => {
-                Box::pin(acked.call(transition, &keys, &all)).await
+            (Some(acked), Transition::LockAcquire | Transition::SemaphoreAcquire) => {
+                Box::pin(acked.call(transition, keys, &all)).await
             }
-            _ => self.client.call(transition, &keys, &all).await,
+            _ => self.client.call(transition, keys, &all).await,
         };
         let mut reply = Reply::new(reply.inspect_err(|error| {
             if *error == BackendError::Epoch {
@@ -185,9 +193,12 @@ impl RedisLocks {
     }
 
     /// The epoch to act in, and how sure to be of it.
-    fn known_epoch(&self, config: &LockConfig) -> Result<(KnownEpoch, &'static str), BackendError> {
+    fn known_epoch(
+        &self,
+        consistency: Consistency,
+    ) -> Result<(KnownEpoch, &'static str), BackendError> {
         let known = self.epoch.borrow().clone();
-        match (config.consistency, known) {
+        match (consistency, known) {
             // Without a number there is no fence, however little is asked.
             (_, None) => Err(BackendError::Epoch),
             (Consistency::Strict, Some(epoch)) if !epoch.open => Err(BackendError::Epoch),
@@ -208,20 +219,6 @@ impl RedisLocks {
         }
     }
 
-    /// Of these records, the keys that are held or waited for.
-    async fn in_use(&self, names: &[String]) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let addresses: Vec<Address> =
-            names.iter().filter_map(|name| keys::parse_record(name)).collect();
-        let mut found = Vec::new();
-        for addresses in addresses.chunks(LIST_AT_ONCE) {
-            // One write for all of them.
-            let views = try_join_all(addresses.iter().map(|at| self.view(at))).await?;
-            let pairs = addresses.iter().map(|at| at.key.clone()).zip(views);
-            found.extend(pairs.filter(|(_, view)| view.holder.is_some() || view.waiters > 0));
-        }
-        Ok(found)
-    }
-
     async fn view(&self, at: &Address) -> Result<LockView, BackendError> {
         let names = ObjectKeys::new(at);
         let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
@@ -235,9 +232,11 @@ impl RedisLocks {
             None
         } else {
             let (holder, ttl, held_for) = (reply.name()?, reply.millis()?, reply.millis()?);
-            Some(HolderView { holder, fence, ttl, held_for })
+            Some(HolderView { holder, fence, ttl, held_for, permits: 1 })
         };
-        Ok(LockView { holder, waiters, queue, last_fence: (seq > 0).then_some(fence) })
+        let (others, held) = (Vec::new(), u32::from(holder.is_some()));
+        let last_fence = (seq > 0).then_some(fence);
+        Ok(LockView { holder, others, holds: held, used: held, waiters, queue, last_fence })
     }
 }
 
@@ -279,12 +278,7 @@ impl LockBackend for RedisLocks {
                         if is_new {
                             Box::pin(self.undo(at, request)).await?;
                         }
-                        return Err(BackendError::Unavailable(format!(
-                            "{got} of {} replicas acknowledged the grant within {} ms, so it was \
-                             undone; try again, or look at the replicas",
-                            ack.replicas,
-                            ack.timeout.as_millis()
-                        )));
+                        return Err(ack.short_of(got));
                     }
                 }
                 Attempt::Granted(Grant { fence, ttl, claimed: true })
@@ -345,12 +339,12 @@ impl LockBackend for RedisLocks {
         let (tickets, next) = (reply.count()?, reply.millis()?);
         let (seq, epoch) = (reply.number()?, reply.number()?);
         let last_fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-        let offered = if reply.is_empty() {
-            None
-        } else {
+        let mut offered = Vec::new();
+        if !reply.is_empty() {
             let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
-            Some((hold, Grant { fence: last_fence, ttl: reply.millis()?, claimed: false }))
-        };
+            let grant = Grant { fence: last_fence, ttl: reply.millis()?, claimed: false };
+            offered.push((hold, grant));
+        }
         Ok(Beat { offered, tickets, next, last_fence })
     }
 
@@ -361,7 +355,7 @@ impl LockBackend for RedisLocks {
     async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
         // A store that lost the newest grant shows an older one, or none. Whoever does not hold by its
         // record holds nothing of an earlier epoch any more: a new one opens after that.
-        let (epoch, _) = self.known_epoch(config)?;
+        let (epoch, _) = self.known_epoch(config.consistency)?;
         let floor = Fence::compose(epoch.number, config.fence_floor.sequence());
         let mut reply = self.step(Transition::LockNewest, at, config, None, &[]).await?;
         let (seq, of) = (reply.number()?, reply.number()?);
@@ -382,7 +376,7 @@ impl LockBackend for RedisLocks {
         let (holder, seq, epoch) = (reply.name()?, reply.number()?, reply.number()?);
         let (ttl, held_for) = (reply.millis()?, reply.millis()?);
         let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-        Ok(Some(HolderView { holder, fence, ttl, held_for }))
+        Ok(Some(HolderView { holder, fence, ttl, held_for, permits: 1 }))
     }
 
     async fn list(
@@ -393,26 +387,10 @@ impl LockBackend for RedisLocks {
         _: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let pattern = format!("{}*{}", keys::class_stem(namespace, kind, class), keys::RECORD);
-        let (mut found, mut cursor) = (Vec::new(), 0u64);
-        for _ in 0..SCAN_ROUNDS {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
-            let (next, names): (u64, Vec<String>) = self.client.run(&scan).await?;
-            found.extend(self.in_use(&names).await?);
-            cursor = next;
-            if cursor == 0 || found.len() >= limit {
-                break;
-            }
-        }
-        // SCAN may name a key twice.
-        found.sort_by(|(a, _), (b, _)| a.cmp(b));
-        found.dedup_by(|(a, _), (b, _)| a == b);
-        found.truncate(limit);
-        Ok(found)
+        self.look(kind, namespace, class, limit, |at| async move { self.view(&at).await }).await
     }
 }
 
-fn encode_ms(time: Duration) -> String {
+pub(super) fn encode_ms(time: Duration) -> String {
     (time.as_millis() as u64).min(MAX_MS).to_string()
 }

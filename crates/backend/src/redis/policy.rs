@@ -8,6 +8,7 @@ use std::{
 use holdfast_core::{
     Address, ClassName,
     lock::{Fairness, LockConfig, Policy},
+    semaphore,
 };
 
 use crate::hub::lock;
@@ -16,38 +17,82 @@ use crate::hub::lock;
 pub(super) const MAX_MS: u64 = 1 << 42;
 
 /// The newest policy of each class as scripts take it: writing its numbers costs more than finding it.
-#[derive(Default)]
-pub(super) struct Policies(Mutex<HashMap<ClassName, (Policy, Arc<str>)>>);
+pub(super) struct Policies<P>(Mutex<HashMap<ClassName, (P, Arc<str>)>>);
 
-impl Policies {
+/// What scripts are told of a class.
+pub(super) trait Encode: Copy + PartialEq {
+    fn of(config: &LockConfig) -> Self;
+    fn encode(&self) -> String;
+}
+
+impl<P> Default for Policies<P> {
+    fn default() -> Self {
+        Policies(Mutex::default())
+    }
+}
+
+impl<P: Encode> Policies<P> {
     pub(super) fn encode(&self, at: &Address, config: &LockConfig) -> Arc<str> {
-        let policy = config.policy();
+        let policy = P::of(config);
         let mut kept = lock(&self.0);
         if let Some((of, text)) = kept.get(&at.class)
             && *of == policy
         {
             return text.clone();
         }
-        let text: Arc<str> = encode_policy(&policy).into();
+        let text: Arc<str> = policy.encode().into();
         kept.insert(at.class.clone(), (policy, text.clone()));
         text
     }
 }
 
-/// See `lua/prelude.lua`.
-fn encode_policy(policy: &Policy) -> String {
-    let ms = |ms: u64| ms.min(MAX_MS);
-    format!(
-        "{}:{}:{}:{}:{}:{}:{}",
-        policy.generation.clamp(0, MAX_MS as i64),
-        ms(policy.min_hold_ms),
-        ms(policy.lock_delay_ms),
-        policy.max_waiters,
-        ms(policy.beat_ms),
-        match policy.fairness {
-            Fairness::Fifo => 1,
-            Fairness::None => 0,
-        },
-        ms(policy.fence_floor),
-    )
+const fn ms(ms: u64) -> u64 {
+    if ms < MAX_MS { ms } else { MAX_MS }
+}
+
+const fn is_fifo(fairness: Fairness) -> u8 {
+    match fairness {
+        Fairness::Fifo => 1,
+        Fairness::None => 0,
+    }
+}
+
+impl Encode for Policy {
+    fn of(config: &LockConfig) -> Self {
+        config.policy()
+    }
+
+    /// See `lua/prelude.lua`.
+    fn encode(&self) -> String {
+        format!(
+            "{}:{}:{}:{}:{}:{}:{}",
+            self.generation.clamp(0, MAX_MS as i64),
+            ms(self.min_hold_ms),
+            ms(self.lock_delay_ms),
+            self.max_waiters,
+            ms(self.beat_ms),
+            is_fifo(self.fairness),
+            ms(self.fence_floor),
+        )
+    }
+}
+
+impl Encode for semaphore::Policy {
+    fn of(config: &LockConfig) -> Self {
+        semaphore::Policy::of(config)
+    }
+
+    /// See `lua/semaphore_prelude.lua`.
+    fn encode(&self) -> String {
+        format!(
+            "{}:{}:{}:{}:{}:{}:{}",
+            self.generation.clamp(0, MAX_MS as i64),
+            self.permits,
+            self.max_per_holder,
+            self.max_waiters,
+            ms(self.beat_ms),
+            is_fifo(self.fairness),
+            ms(self.fence_floor),
+        )
+    }
 }

@@ -10,6 +10,8 @@ use sha2::{Digest, Sha256};
 const CLOCK: &str = include_str!("lua/clock.lua");
 const PRELUDE: &str = include_str!("lua/prelude.lua");
 const RATELIMIT_PRELUDE: &str = include_str!("lua/ratelimit_prelude.lua");
+/// Comes after [`PRELUDE`], whose parts it uses.
+const SEMAPHORE_PRELUDE: &str = include_str!("lua/semaphore_prelude.lua");
 
 /// A transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +40,25 @@ pub enum Transition {
     RatelimitRelease,
     /// `ratelimit_put_back.lua`.
     RatelimitPutBack,
+    /// `semaphore_acquire.lua`.
+    SemaphoreAcquire,
+    /// `semaphore_renew.lua`.
+    SemaphoreRenew,
+    /// `semaphore_release.lua`.
+    SemaphoreRelease,
+    /// `semaphore_cancel.lua`.
+    SemaphoreCancel,
+    /// `semaphore_beat.lua`.
+    SemaphoreBeat,
+    /// `semaphore_force_release.lua`.
+    SemaphoreForceRelease,
+    /// `semaphore_query.lua`.
+    SemaphoreQuery,
 }
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 12] = [
+    pub const ALL: [Transition; 19] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
@@ -55,6 +71,13 @@ impl Transition {
         Transition::RatelimitRefund,
         Transition::RatelimitRelease,
         Transition::RatelimitPutBack,
+        Transition::SemaphoreAcquire,
+        Transition::SemaphoreRenew,
+        Transition::SemaphoreRelease,
+        Transition::SemaphoreCancel,
+        Transition::SemaphoreBeat,
+        Transition::SemaphoreForceRelease,
+        Transition::SemaphoreQuery,
     ];
 
     const fn name(self) -> &'static str {
@@ -71,6 +94,13 @@ impl Transition {
             Transition::RatelimitRefund => "ratelimit_refund",
             Transition::RatelimitRelease => "ratelimit_release",
             Transition::RatelimitPutBack => "ratelimit_put_back",
+            Transition::SemaphoreAcquire => "semaphore_acquire",
+            Transition::SemaphoreRenew => "semaphore_renew",
+            Transition::SemaphoreRelease => "semaphore_release",
+            Transition::SemaphoreCancel => "semaphore_cancel",
+            Transition::SemaphoreBeat => "semaphore_beat",
+            Transition::SemaphoreForceRelease => "semaphore_force_release",
+            Transition::SemaphoreQuery => "semaphore_query",
         }
     }
 
@@ -88,11 +118,18 @@ impl Transition {
             Transition::RatelimitRefund => include_str!("lua/ratelimit_refund.lua"),
             Transition::RatelimitRelease => include_str!("lua/ratelimit_release.lua"),
             Transition::RatelimitPutBack => include_str!("lua/ratelimit_put_back.lua"),
+            Transition::SemaphoreAcquire => include_str!("lua/semaphore_acquire.lua"),
+            Transition::SemaphoreRenew => include_str!("lua/semaphore_renew.lua"),
+            Transition::SemaphoreRelease => include_str!("lua/semaphore_release.lua"),
+            Transition::SemaphoreCancel => include_str!("lua/semaphore_cancel.lua"),
+            Transition::SemaphoreBeat => include_str!("lua/semaphore_beat.lua"),
+            Transition::SemaphoreForceRelease => include_str!("lua/semaphore_force_release.lua"),
+            Transition::SemaphoreQuery => include_str!("lua/semaphore_query.lua"),
         }
     }
 
     /// What a plain script of it starts with: a script parses all of its text each time it is loaded.
-    const fn prelude(self) -> &'static str {
+    const fn prelude(self) -> &'static [&'static str] {
         match self {
             Transition::LockAcquire
             | Transition::LockRenew
@@ -101,18 +138,27 @@ impl Transition {
             | Transition::LockBeat
             | Transition::LockForceRelease
             | Transition::LockQuery
-            | Transition::LockNewest => PRELUDE,
+            | Transition::LockNewest => &[PRELUDE],
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease
-            | Transition::RatelimitPutBack => RATELIMIT_PRELUDE,
+            | Transition::RatelimitPutBack => &[RATELIMIT_PRELUDE],
+            Transition::SemaphoreAcquire
+            | Transition::SemaphoreRenew
+            | Transition::SemaphoreRelease
+            | Transition::SemaphoreCancel
+            | Transition::SemaphoreBeat
+            | Transition::SemaphoreForceRelease
+            | Transition::SemaphoreQuery => &[PRELUDE, SEMAPHORE_PRELUDE],
         }
     }
 
     /// What a Function may do. A full store must still let go of what it has: that frees memory.
     const fn flags(self) -> &'static str {
         match self {
-            Transition::LockAcquire | Transition::RatelimitCheck => "",
+            Transition::LockAcquire | Transition::RatelimitCheck | Transition::SemaphoreAcquire => {
+                ""
+            }
             Transition::LockRenew
             | Transition::LockRelease
             | Transition::LockCancel
@@ -120,8 +166,15 @@ impl Transition {
             | Transition::LockForceRelease
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease
-            | Transition::RatelimitPutBack => "'allow-oom'",
-            Transition::LockQuery | Transition::LockNewest => "'no-writes'",
+            | Transition::RatelimitPutBack
+            | Transition::SemaphoreRenew
+            | Transition::SemaphoreRelease
+            | Transition::SemaphoreCancel
+            | Transition::SemaphoreBeat
+            | Transition::SemaphoreForceRelease => "'allow-oom'",
+            Transition::LockQuery | Transition::LockNewest | Transition::SemaphoreQuery => {
+                "'no-writes'"
+            }
         }
     }
 }
@@ -157,6 +210,7 @@ impl Scripts {
         hash.update(clock);
         hash.update(PRELUDE);
         hash.update(RATELIMIT_PRELUDE);
+        hash.update(SEMAPHORE_PRELUDE);
         for transition in Transition::ALL {
             hash.update(transition.body());
         }
@@ -164,7 +218,8 @@ impl Scripts {
         let library = format!("holdfast_{version}");
         let functions: Vec<String> =
             Transition::ALL.iter().map(|t| format!("{library}_{}", t.name())).collect();
-        let mut source = format!("#!lua name={library}\n{clock}{PRELUDE}{RATELIMIT_PRELUDE}");
+        let mut source =
+            format!("#!lua name={library}\n{clock}{PRELUDE}{RATELIMIT_PRELUDE}{SEMAPHORE_PRELUDE}");
         for (transition, function) in Transition::ALL.iter().zip(&functions) {
             // Writing to a string cannot fail.
             let _ = write!(
@@ -178,7 +233,7 @@ impl Scripts {
         let scripts = Transition::ALL
             .iter()
             .map(|t| {
-                let code = format!("{clock}{}{}", t.prelude(), t.body());
+                let code = format!("{clock}{}{}", t.prelude().concat(), t.body());
                 let sha1 = redis::Script::new(&code).get_hash().to_owned();
                 Script { code, sha1 }
             })

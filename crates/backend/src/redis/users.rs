@@ -35,6 +35,10 @@ const COMMANDS: &[&str] = &[
     "+lrange",
     "+lrem",
     "+rpush",
+    "+zadd",
+    "+zcard",
+    "+zrange",
+    "+zrem",
 ];
 /// What a tenant needs instead of `+fcall` where the store has no Functions.
 const SCRIPT_COMMANDS: &[&str] = &["+evalsha", "+eval"];

@@ -12,7 +12,7 @@ use std::{
 
 use holdfast_core::{
     Address, Clock, Fence, HoldId, SessionId, Stamp,
-    lock::{Acquire, LockBackend, LockConfig, Push},
+    lock::{Acquire, Grant, LockBackend, LockConfig, Push},
 };
 use tokio::time::sleep;
 
@@ -113,11 +113,11 @@ impl Lines {
                     self.note(&at, sent, beat.last_fence);
                     // Something will change by itself before the next beat is due: be there.
                     next = interval.min(beat.next + Duration::from_millis(1));
-                    let offered = beat.offered.as_ref().map(|(hold, _)| hold.clone());
-                    if let Some((hold, grant)) = beat.offered {
+                    let expected = self.expected(&at, &before, &beat.offered);
+                    for (hold, grant) in beat.offered {
                         self.hub.send(&hold, Push::Granted { grant, since: None });
                     }
-                    let all_there = beat.tickets as usize >= self.expected(&at, &before, &offered);
+                    let all_there = beat.tickets as usize >= expected;
                     // Once can be a ticket on its way; twice is a store that lost some.
                     if !all_there && short {
                         self.requeue(&at);
@@ -141,11 +141,12 @@ impl Lines {
     }
 
     /// How many of those who waited before a beat must still have a ticket after it.
-    fn expected(&self, at: &Address, before: &[HoldId], offered: &Option<HoldId>) -> usize {
+    fn expected(&self, at: &Address, before: &[HoldId], offered: &[(HoldId, Grant)]) -> usize {
         let lines = lock(&self.lines);
         let Some(line) = lines.get(at) else { return 0 };
-        let waits =
-            |hold: &&HoldId| line.waiters.contains_key(*hold) && Some(*hold) != offered.as_ref();
+        let waits = |hold: &&HoldId| {
+            line.waiters.contains_key(*hold) && !offered.iter().any(|(other, _)| other == *hold)
+        };
         before.iter().filter(waits).count()
     }
 

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use holdfast_backend::{
     hub::Hub,
-    memory::MemoryLocks,
+    memory::{MemoryLocks, MemorySemaphores},
     waiter::{Acquisition, HeldLock, LockClient},
 };
 use holdfast_core::{
@@ -34,6 +34,13 @@ pub trait World: Send + Sync {
     async fn recreate(&self, at: &Address) -> Fence;
 }
 
+/// A substrate that keeps semaphores too.
+#[async_trait]
+pub trait PermitsWorld: World {
+    /// A new pod's view of its semaphores.
+    async fn pod(&self, name: &str) -> Sidecar;
+}
+
 /// One pod: a session with a backend of its own.
 pub struct Sidecar {
     pub name: Holder,
@@ -51,6 +58,8 @@ pub fn mk_config(world: &dyn World) -> LockConfig {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: Keys::Any,
         max_waiters: 100,
         fairness: match world.substrate() {
@@ -96,6 +105,7 @@ impl Sidecar {
             ttl: Duration::from_millis(config.ttl_ms),
             max_hold: Duration::from_millis(config.max_hold_ms),
             enqueue: false,
+            permits: 1,
         }
     }
 
@@ -127,6 +137,7 @@ pub fn describe(acquisition: &Acquisition) -> String {
     match acquisition {
         Acquisition::Held(held) => format!("held with fence {}", held.fence),
         Acquisition::Locked { waiters, .. } => format!("locked, {waiters} waiting"),
+        Acquisition::TooMany { most } => format!("too many, {most} at the most"),
         Acquisition::QueueFull { waiters } => format!("queue full, {waiters} waiting"),
         Acquisition::Cancelled => "cancelled".into(),
     }
@@ -148,13 +159,15 @@ pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
 pub struct MemoryWorld {
     hub: Arc<Hub>,
     locks: Arc<MemoryLocks>,
+    semaphores: Arc<MemorySemaphores>,
 }
 
 impl MemoryWorld {
     pub async fn start() -> Self {
         let hub = Hub::new();
         let locks = MemoryLocks::new(hub.clone(), Arc::new(SystemClock));
-        MemoryWorld { hub, locks }
+        let semaphores = MemorySemaphores::new(hub.clone(), Arc::new(SystemClock));
+        MemoryWorld { hub, locks, semaphores }
     }
 }
 
@@ -172,5 +185,12 @@ impl World for MemoryWorld {
 
     async fn recreate(&self, _: &Address) -> Fence {
         Fence::new(0)
+    }
+}
+
+#[async_trait]
+impl PermitsWorld for MemoryWorld {
+    async fn pod(&self, name: &str) -> Sidecar {
+        Sidecar::new(name, SessionId::random(), self.semaphores.clone(), self.hub.clone())
     }
 }

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use holdfast_backend::{
     hub::Hub,
-    redis::{LocalEpoch, RedisAdmin, RedisConfig, RedisLocks},
+    redis::{LocalEpoch, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores},
 };
 use holdfast_core::{Address, Fence, SessionId, Substrate};
 
 use crate::{
-    fixture::{Sidecar, World},
+    fixture::{PermitsWorld, Sidecar, World},
     server::RedisServer,
 };
 
@@ -60,6 +60,21 @@ impl World for RedisWorld {
         Fence::new(self.admin.purge_class(&at.namespace, at.kind, &at.class).await.unwrap())
     }
 }
+
+#[async_trait]
+impl PermitsWorld for RedisWorld {
+    async fn pod(&self, name: &str) -> Sidecar {
+        let (session, hub) = (SessionId::random(), Hub::new());
+        let config = RedisConfig::new(&self.server.address()).unwrap();
+        let known = self.epoch.known();
+        let locks =
+            RedisLocks::connect(config, NAMESPACE, session.clone(), hub.clone(), known).unwrap();
+        assert!(locks.subscribed(Duration::from_secs(5)).await, "no pushes");
+        Sidecar::new(name, session, RedisSemaphores::beside(locks), hub)
+    }
+}
+
+semaphores_everywhere!(permits, crate::redis::RedisWorld);
 
 everywhere!(
     locks,

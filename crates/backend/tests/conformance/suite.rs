@@ -39,3 +39,32 @@ macro_rules! everywhere {
         ]);
     };
 }
+
+macro_rules! semaphores_everywhere {
+    ($substrate:ident, $world:ty) => {
+        semaphores_everywhere!($substrate, $world, [
+            permits_in_use_are_never_more_than_there_are,
+            one_release_hands_over_to_several_in_their_order,
+            a_heavy_request_is_not_overtaken_by_a_light_one,
+            whoever_has_its_share_does_not_hold_up_others,
+            permits_of_a_dead_pod_come_back,
+            what_can_never_fit_is_refused_at_once,
+            fewer_permits_take_nothing_away_and_more_are_granted,
+            the_same_request_has_its_permits_once,
+            a_wait_that_times_out_leaves_no_permit_behind,
+            force_release_takes_the_hold_with_a_fence,
+            a_semaphore_created_again_goes_on_with_higher_fences,
+        ]);
+    };
+    ($substrate:ident, $world:ty, [$($body:ident),* $(,)?]) => {
+        mod $substrate {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $body() {
+                    let world = <$world>::start().await;
+                    crate::semaphore::$body(&world).await;
+                }
+            )*
+        }
+    };
+}

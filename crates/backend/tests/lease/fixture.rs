@@ -74,6 +74,7 @@ impl Sidecar {
             ttl: Duration::from_millis(config.ttl_ms),
             max_hold: Duration::from_millis(config.max_hold_ms),
             enqueue: false,
+            permits: 1,
         }
     }
 
@@ -110,6 +111,8 @@ pub fn mk_config(ttl: Duration) -> Arc<LockConfig> {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: Keys::Fixed(vec![Key::default_key()]),
         max_waiters: 100,
         fairness: Fairness::Fifo,

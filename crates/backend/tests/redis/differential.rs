@@ -40,8 +40,8 @@ local function max(a, b) if a > b then return a end return b end
 local math = { min = function(a) return a end, max = function(a, b, c) return max(max(a, b), c or 0) end }
 ";
 
-static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::compose(CLOCK));
-static BROKEN_SCRIPTS: LazyLock<Scripts> =
+pub static SCRIPTS: LazyLock<Scripts> = LazyLock::new(|| Scripts::compose(CLOCK));
+pub static BROKEN_SCRIPTS: LazyLock<Scripts> =
     LazyLock::new(|| Scripts::compose(&format!("{BROKEN}{CLOCK}")));
 
 /// The store under test and the messages it sent.

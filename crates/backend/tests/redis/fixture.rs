@@ -89,6 +89,7 @@ impl Session {
             ttl: Duration::from_millis(config.ttl_ms),
             max_hold: Duration::ZERO,
             enqueue: true,
+            permits: 1,
         }
     }
 
@@ -128,6 +129,8 @@ pub fn mk_config() -> Arc<LockConfig> {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: Keys::Any,
         max_waiters: 100,
         fairness: Fairness::Fifo,

@@ -11,6 +11,7 @@ mod handover;
 mod limiters;
 mod model;
 mod ratelimits;
+mod semaphores;
 mod sentinel;
 #[path = "../support/redis.rs"]
 mod server;

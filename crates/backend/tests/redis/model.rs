@@ -107,13 +107,14 @@ impl Outcome {
             Outcome::Attempt(Attempt::Queued { .. }) => "queued",
             Outcome::Attempt(Attempt::Locked { .. }) => "locked",
             Outcome::Attempt(Attempt::QueueFull { .. }) => "queue full",
+            Outcome::Attempt(Attempt::TooMany { .. }) => "too many",
             Outcome::Attempt(Attempt::Cancelled) => "refused as cancelled",
             Outcome::Renewal(Renewal::Renewed { .. }) => "renewed",
             Outcome::Renewal(Renewal::Lost) => "lost",
             Outcome::Release(Release::Released) => "released",
             Outcome::Release(Release::NotHeld) => "not held",
             Outcome::Cancelled => "cancelled",
-            Outcome::Beat(Beat { offered: Some(_), .. }) => "offered",
+            Outcome::Beat(Beat { offered, .. }) if !offered.is_empty() => "offered",
             Outcome::Beat(Beat { tickets: 1.., .. }) => "waiting",
             Outcome::Beat(_) => "not waiting",
             Outcome::Forced(Some(_)) => "forced",
@@ -144,6 +145,7 @@ pub fn mk_holder(held: &Held, now_ms: u64) -> HolderView {
         fence: mk_fence(held.seq),
         ttl: Duration::from_millis(held.expires_ms - now_ms),
         held_for: Duration::from_millis(now_ms - held.since_ms),
+        permits: 1,
     }
 }
 
@@ -156,6 +158,7 @@ pub fn mk_request(config: &LockConfig, hold: u8, enqueue: bool, max_hold_ms: u64
         ttl: Duration::from_millis(config.ttl_ms),
         max_hold: Duration::from_millis(max_hold_ms),
         enqueue,
+        permits: 1,
     }
 }
 
@@ -178,6 +181,7 @@ pub fn model_step(
                 holder: request.holder,
                 ttl_ms: config.ttl_ms,
                 max_hold_ms: *max_hold_ms,
+                permits: 1,
             };
             let (acquired, offer) = state.acquire(now_ms, seen_ms, policy, want, *enqueue);
             let attempt = match acquired {
@@ -207,8 +211,9 @@ pub fn model_step(
         }
         Op::Beat { session } => {
             let (beaten, offer) = state.beat(now_ms, seen_ms, policy, &session_id(*session));
+            let offered = beaten.offered.into_iter();
             let beat = Beat {
-                offered: beaten.offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))),
+                offered: offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))).collect(),
                 tickets: beaten.tickets,
                 next: Duration::from_millis(beaten.next_ms),
                 // A key without any grant has no epoch either.
@@ -235,6 +240,9 @@ pub fn model_view(state: &LockState, seen_ms: u64) -> LockView {
     let (held, queue, seq) = state.view(seen_ms);
     LockView {
         holder: held.map(|held| mk_holder(held, seen_ms)),
+        others: Vec::new(),
+        holds: u32::from(held.is_some()),
+        used: u32::from(held.is_some()),
         waiters: queue.len() as u32,
         queue: queue.iter().take(10).map(|ticket| ticket.holder.clone()).collect(),
         last_fence: (seq > 0).then(|| mk_fence(seq)),

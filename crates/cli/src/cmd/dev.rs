@@ -115,7 +115,9 @@ fn greeting(bundle: &Bundle, listens: &[Listen], admin: SocketAddr, compat: &Com
     lines.extend([String::new(), "Try:".into(), format!("  {curl} -s {url}/v1")]);
     let locks = bundle.classes.iter().filter_map(|class| match &class.config {
         ClassConfig::Lock(config) => Some((&class.name, config)),
-        ClassConfig::LeaderElection(_) | ClassConfig::RateLimit(_) => None,
+        ClassConfig::LeaderElection(_) | ClassConfig::RateLimit(_) | ClassConfig::Semaphore(_) => {
+            None
+        }
     });
     if let Some((name, config)) = locks.into_iter().next() {
         let key = match &config.keys {

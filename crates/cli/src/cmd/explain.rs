@@ -41,7 +41,8 @@ const fn advice(code: Code) -> &'static str {
              waitSeconds; violated-policies names the limits"
         }
         Code::CostTooLarge => {
-            "the cost is more than a limit ever allows: split it up, or raise the burst or the limit"
+            "the cost is more than a limit ever allows, or the permits more than one hold can have: \
+             split it up, or raise the limit"
         }
         Code::Fenced => {
             "A newer fence was granted: whoever sent this one is stale. Stop, and acquire again."

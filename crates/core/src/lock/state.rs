@@ -109,7 +109,7 @@ pub struct LockState {
 
 /// A request that was cancelled is refused for so many times its class's claim time (or time to
 /// live): longer than any request can be under way.
-const TOMB_FACTOR: u64 = 2;
+pub(crate) const TOMB_FACTOR: u64 = 2;
 
 impl LockState {
     /// A key that nobody has used yet.
@@ -313,20 +313,8 @@ impl LockState {
 
     fn grant(&mut self, floor: u64, to: Ticket, claimed: bool) -> (u64, u64) {
         self.seq = (self.seq + 1).max(floor).max(self.policy.fence_floor + 1);
-        let mut held = Held {
-            hold: to.hold,
-            session: to.session,
-            holder: to.holder,
-            seq: self.seq,
-            since_ms: self.now_ms,
-            expires_ms: self.now_ms,
-            ttl_ms: to.ttl_ms,
-            max_hold_ms: to.max_hold_ms,
-            claimed,
-        };
         let ttl_ms = if claimed { to.ttl_ms } else { to.ttl_ms.min(self.policy.claim_ms()) };
-        held.extend(self.now_ms, ttl_ms);
-        held.claimed = claimed;
+        let held = Held::granted(to, self.seq, self.now_ms, ttl_ms, claimed);
         let ttl_ms = held.expires_ms - self.now_ms;
         self.held = Some(held);
         (self.seq, ttl_ms)
@@ -343,8 +331,26 @@ impl LockState {
 }
 
 impl Held {
+    /// The hold that a ticket becomes, for `ttl_ms` to begin with.
+    pub(crate) fn granted(to: Ticket, seq: u64, now_ms: u64, ttl_ms: u64, claimed: bool) -> Self {
+        let mut held = Held {
+            hold: to.hold,
+            session: to.session,
+            holder: to.holder,
+            seq,
+            since_ms: now_ms,
+            expires_ms: now_ms,
+            ttl_ms: to.ttl_ms,
+            max_hold_ms: to.max_hold_ms,
+            claimed,
+        };
+        held.extend(now_ms, ttl_ms);
+        held.claimed = claimed;
+        held
+    }
+
     /// Counts the hold anew from `now_ms`, never beyond its longest time.
-    fn extend(&mut self, now_ms: u64, ttl_ms: u64) {
+    pub(crate) fn extend(&mut self, now_ms: u64, ttl_ms: u64) {
         let expires_ms = now_ms.saturating_add(ttl_ms);
         self.expires_ms = match self.max_hold_ms {
             0 => expires_ms,

@@ -10,11 +10,11 @@ use super::{Ending, Held, Observed};
 use crate::{context::Context, pipeline::Valid};
 
 /// A Redis is asked no more often.
-const LEAST: Duration = Duration::from_secs(1);
+pub(in crate::controllers) const LEAST: Duration = Duration::from_secs(1);
 /// Asking takes at most a twentieth of the time.
-const SHARE: u32 = 20;
+pub(in crate::controllers) const SHARE: u32 = 20;
 /// A look that takes longer is given up.
-const WITHIN: Duration = Duration::from_secs(5);
+pub(in crate::controllers) const WITHIN: Duration = Duration::from_secs(5);
 
 /// The holders of a class on Leases. Who waits is known to each sidecar alone.
 pub(in crate::controllers) fn leases(ctx: &Context, valid: &Valid) -> Observed {

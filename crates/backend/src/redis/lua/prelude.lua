@@ -62,6 +62,20 @@ local function parse_record(record)
   return st
 end
 
+-- 0 when the epoch is sure, 1 when it is not and the class goes on all the same, nil when it may not.
+-- A new run id of the primary means a restart or a failover: what it has may be older than what was
+-- granted. A record of a later epoch means the same of whoever sent the epoch.
+local function doubt_about(ARGV, marker, record_epoch)
+  local replication = redis.call('INFO', 'replication')
+  if marker == ARGV[2] and record_epoch <= tonumber(ARGV[2])
+    and string.find(replication, 'master_replid:' .. ARGV[3], 1, true) then
+    return 0
+  end
+  return ARGV[4] == 'b' and 1 or nil
+end
+
+local EPOCH_IN_DOUBT = 'EPOCH the epoch of this store is not the one expected'
+
 -- What every transition starts with: the epoch is sure, time goes on, the newest class wins, an
 -- expired hold is dropped. Returns nil and an error reply, with no effect, when the epoch is not.
 local function begin(KEYS, ARGV)
@@ -71,20 +85,11 @@ local function begin(KEYS, ARGV)
   else
     got = redis.call('MGET', ARGV[1], KEYS[1])
   end
-  local epoch, doubt = tonumber(ARGV[2]), 0
   local st = got[2] and parse_record(got[2])
     or { now = 0, epoch = 0, seq = 0, free_at = 0, waiters = 0 }
-  -- A new run id of the primary means a restart or a failover: what it has may be older than what
-  -- was granted. A record of a later epoch means the same of whoever sent the epoch.
-  local replication = redis.call('INFO', 'replication')
-  if got[1] ~= ARGV[2] or st.epoch > epoch
-    or not string.find(replication, 'master_replid:' .. ARGV[3], 1, true) then
-    if ARGV[4] ~= 'b' then
-      return nil, redis.error_reply('EPOCH the epoch of this store is not the one expected')
-    end
-    doubt = 1
-  end
-  st.grant_epoch = math.max(st.epoch, epoch)
+  local doubt = doubt_about(ARGV, got[1], st.epoch)
+  if not doubt then return nil, redis.error_reply(EPOCH_IN_DOUBT) end
+  st.grant_epoch = math.max(st.epoch, tonumber(ARGV[2]))
   st.doubt, st.keys, st.channel = doubt, KEYS, ARGV[6]
   st.now = math.max(store_ms(), st.now)
   st.policy = parse_policy(ARGV[5])

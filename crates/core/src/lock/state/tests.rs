@@ -35,6 +35,7 @@ fn mk_ticket(i: usize, ttl_ms: u64) -> Ticket {
         holder: Holder::new(format!("pod-{i}")).unwrap(),
         ttl_ms,
         max_hold_ms: 0,
+        permits: 1,
     }
 }
 
@@ -301,6 +302,8 @@ fn beats_come_six_times_in_a_hold() {
         max_hold_ms: 0,
         min_hold_ms: 0,
         lock_delay_ms: 0,
+        permits: 1,
+        max_per_holder: 0,
         keys: crate::lock::Keys::Any,
         max_waiters: 1,
         fairness: Fairness::Fifo,

@@ -1,0 +1,241 @@
+//! Semaphores in memory: [`SemaphoreState`] behind a mutex.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use holdfast_core::{
+    Address, BackendError, ClassName, Clock, Fence, Guarantee, HoldId, Key, Kind, SessionId,
+    Substrate,
+    lock::{
+        Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Push, Release,
+        Renewal, state::Offer,
+    },
+    queue::Ticket,
+    semaphore::{
+        NAMED, Policy,
+        state::{Acquired, Holding, SemaphoreState},
+    },
+};
+
+use super::{
+    keys::{Keys, Now, State},
+    lock::{mk_grant, mk_holder},
+};
+use crate::hub::{Hub, lock};
+
+/// Semaphores that live as long as the process. Guarantees and caveats are those of
+/// [`MemoryLocks`](super::MemoryLocks).
+pub struct MemorySemaphores {
+    hub: Arc<Hub>,
+    clock: Arc<dyn Clock>,
+    keys: Mutex<Keys<SemaphoreState>>,
+}
+
+impl MemorySemaphores {
+    /// An empty store.
+    pub fn new(hub: Arc<Hub>, clock: Arc<dyn Clock>) -> Arc<Self> {
+        Arc::new(MemorySemaphores { hub, clock, keys: Mutex::default() })
+    }
+
+    /// Runs one transition and delivers what it offers.
+    fn step<T>(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        step: impl FnOnce(&mut SemaphoreState, &Now, Policy) -> (T, Vec<Offer>),
+    ) -> T {
+        let (stamp, policy) = (self.clock.now(), Policy::of(config));
+        let new = || SemaphoreState::new(policy);
+        let run = |state: &mut SemaphoreState, now: &Now| step(state, now, policy);
+        let (outcome, offers) = lock(&self.keys).step(at, stamp, new, run);
+        for offer in offers {
+            let grant = mk_grant(offer.seq, offer.ttl_ms, false);
+            self.hub.send(&offer.hold, Push::Granted { grant, since: Some(stamp) });
+        }
+        outcome
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.clock.now().boot_ns / 1_000_000
+    }
+}
+
+impl State for SemaphoreState {
+    fn top_seq(&self) -> u64 {
+        self.seq()
+    }
+
+    fn is_idle(&self, now_ms: u64) -> bool {
+        SemaphoreState::is_idle(self, now_ms)
+    }
+}
+
+#[async_trait]
+impl LockBackend for MemorySemaphores {
+    fn substrate(&self) -> Substrate {
+        Substrate::Memory
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::Process
+    }
+
+    async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
+        let want = Ticket {
+            hold: request.hold.clone(),
+            session: request.session.clone(),
+            holder: request.holder.clone(),
+            ttl_ms: request.ttl.as_millis() as u64,
+            max_hold_ms: request.max_hold.as_millis() as u64,
+            permits: request.permits,
+        };
+        let acquired = self.step(at, &request.config, |state, now, policy| {
+            state.acquire(now.ms, now.floor, policy, want, request.enqueue)
+        });
+        Ok(match acquired {
+            Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
+            Acquired::Queued(position) => Attempt::Queued { position },
+            Acquired::Locked { retry_after_ms, waiters } => {
+                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
+            }
+            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
+            Acquired::TooMany(most) => Attempt::TooMany { most },
+            Acquired::Cancelled => Attempt::Cancelled,
+        })
+    }
+
+    async fn renew(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        ttl: Duration,
+    ) -> Result<Renewal, BackendError> {
+        let ttl_ms = ttl.as_millis() as u64;
+        let left = self.step(at, config, |state, now, policy| {
+            state.renew(now.ms, now.floor, policy, hold, ttl_ms)
+        });
+        Ok(left.map_or(Renewal::Lost, |ms| Renewal::Renewed { ttl: Duration::from_millis(ms) }))
+    }
+
+    async fn release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<Release, BackendError> {
+        let held = self
+            .step(at, config, |state, now, policy| state.release(now.ms, now.floor, policy, hold));
+        Ok(if held { Release::Released } else { Release::NotHeld })
+    }
+
+    async fn cancel(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<(), BackendError> {
+        self.step(at, config, |state, now, policy| {
+            ((), state.cancel(now.ms, now.floor, policy, hold, config.ttl_ms))
+        });
+        Ok(())
+    }
+
+    async fn beat(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        session: &SessionId,
+    ) -> Result<Beat, BackendError> {
+        let beaten = self
+            .step(at, config, |state, now, policy| state.beat(now.ms, now.floor, policy, session));
+        let offered = beaten.offered.into_iter();
+        Ok(Beat {
+            offered: offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))).collect(),
+            tickets: beaten.tickets,
+            next: Duration::from_millis(beaten.next_ms),
+            last_fence: Fence::new(beaten.seq),
+        })
+    }
+
+    async fn query(&self, at: &Address, _: &LockConfig) -> Result<LockView, BackendError> {
+        let now_ms = self.now_ms();
+        let keys = lock(&self.keys);
+        Ok(keys.get(at).map(|state| mk_view(state, now_ms)).unwrap_or_default())
+    }
+
+    async fn force_release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+    ) -> Result<Option<HolderView>, BackendError> {
+        Ok(self.force_release_holds(at, config, None).await?.into_iter().next())
+    }
+
+    async fn force_release_holds(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        only: Option<Fence>,
+    ) -> Result<Vec<HolderView>, BackendError> {
+        let (taken, now_ms) = self.step(at, config, |state, now, policy| {
+            let only = only.map(Fence::get);
+            let (taken, offers) = state.force_release(now.ms, now.floor, policy, only);
+            ((taken, now.ms), offers)
+        });
+        for holding in &taken {
+            self.hub.send(&holding.held.hold, Push::Lost);
+        }
+        Ok(taken.iter().map(|holding| mk_holding(holding, now_ms)).collect())
+    }
+
+    async fn list(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        class: &ClassName,
+        _: &LockConfig,
+        limit: usize,
+    ) -> Result<Vec<(Key, LockView)>, BackendError> {
+        let now_ms = self.now_ms();
+        let ours =
+            |at: &Address| at.kind == kind && *at.namespace == *namespace && at.class == *class;
+        let keys = lock(&self.keys);
+        Ok(keys
+            .iter()
+            .filter(|(at, _)| ours(at))
+            .map(|(at, state)| (at.key.clone(), mk_view(state, now_ms)))
+            .filter(|(_, view)| view.holder.is_some() || view.waiters > 0)
+            .take(limit)
+            .collect())
+    }
+}
+
+fn mk_holding(holding: &Holding, now_ms: u64) -> HolderView {
+    HolderView { permits: holding.permits, ..mk_holder(&holding.held, now_ms) }
+}
+
+fn mk_view(state: &SemaphoreState, now_ms: u64) -> LockView {
+    let (holds, queue, seq) = state.view(now_ms);
+    let (mut named, mut count, mut used) = (Vec::new(), 0, 0);
+    for holding in holds {
+        count += 1;
+        used += holding.permits;
+        if named.len() < NAMED {
+            named.push(mk_holding(holding, now_ms));
+        }
+    }
+    let mut named = named.into_iter();
+    LockView {
+        holder: named.next(),
+        others: named.collect(),
+        holds: count,
+        used,
+        waiters: queue.len() as u32,
+        queue: queue.iter().take(10).map(|ticket| ticket.holder.clone()).collect(),
+        last_fence: (seq > 0).then(|| Fence::new(seq)),
+    }
+}

@@ -1,0 +1,257 @@
+//! Semaphores in Redis: encodes a transition's arguments, runs it, decodes its reply. The rules are in
+//! `lua/`; connection, pushes and epoch are those of the locks on the same store.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use holdfast_core::{
+    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
+    lock::{
+        Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Release,
+        Renewal,
+    },
+    semaphore::{NAMED, Policy},
+};
+
+use super::{
+    RedisLocks,
+    keys::ObjectKeys,
+    lock::{NAMES_IN_VIEW, encode_ms},
+    policy::Policies,
+    reply::{Reply, unexpected},
+    scripts::Transition,
+};
+
+/// Semaphores of one namespace in one Redis, for one session. Guarantees and caveats are those of
+/// [`RedisLocks`].
+pub struct RedisSemaphores {
+    store: Arc<RedisLocks>,
+    policies: Policies<Policy>,
+}
+
+impl RedisSemaphores {
+    /// Semaphores beside the locks of a store, on the same connections.
+    pub fn beside(store: Arc<RedisLocks>) -> Arc<Self> {
+        Arc::new(RedisSemaphores { store, policies: Policies::default() })
+    }
+
+    /// Runs a transition that changes something; the reply without its doubt.
+    async fn step(
+        &self,
+        transition: Transition,
+        at: &Address,
+        config: &LockConfig,
+        tomb: Option<&HoldId>,
+        args: &[&str],
+    ) -> Result<Reply, BackendError> {
+        let policy = self.policies.encode(at, config);
+        let names = ObjectKeys::new(at);
+        let tomb = tomb.map(|hold| names.tomb(hold));
+        let names = all_keys(&names);
+        let mut keys: Vec<&str> = names.iter().map(String::as_str).collect();
+        keys.extend(tomb.as_deref());
+        self.store.run((transition, config.consistency), at, &policy, &keys, args).await
+    }
+
+    async fn view(&self, at: &Address) -> Result<LockView, BackendError> {
+        let names = all_keys(&ObjectKeys::new(at));
+        let keys = names.each_ref().map(String::as_str);
+        let args = [NAMES_IN_VIEW, &NAMED.to_string()];
+        let reply = self.store.client.call(Transition::SemaphoreQuery, &keys, &args).await?;
+        let mut reply = Reply::new(reply);
+        let last_fence = read_fence(&mut reply)?;
+        let (waiters, queue) = (reply.count()?, reply.names()?);
+        let (holds, used) = (reply.count()?, reply.count()?);
+        let mut named = read_holders(&mut reply)?.into_iter();
+        Ok(LockView {
+            holder: named.next(),
+            others: named.collect(),
+            holds,
+            used,
+            waiters,
+            queue,
+            last_fence: Some(last_fence).filter(|fence| fence.sequence() > 0),
+        })
+    }
+
+    /// A grant, as long as enough replicas have it: else it is taken back.
+    async fn granted(
+        &self,
+        at: &Address,
+        request: &Acquire,
+        mut reply: Reply,
+    ) -> Result<Attempt, BackendError> {
+        let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
+        let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+        let is_new = reply.number()? == 1;
+        if let Some(acked) = &self.store.acked {
+            let (got, ack) = (reply.number()?, acked.ack());
+            if got < u64::from(ack.replicas) {
+                // A retry of a hold that its holder knows of must not take it away.
+                if is_new {
+                    let undone = self.release(at, &request.config, &request.hold).await;
+                    undone.map_err(|error| {
+                        let what =
+                            format!("a grant short of replicas could not be undone: {error}");
+                        BackendError::Unknown(what)
+                    })?;
+                }
+                return Err(ack.short_of(got));
+            }
+        }
+        Ok(Attempt::Granted(Grant { fence, ttl, claimed: true }))
+    }
+}
+
+#[async_trait]
+impl LockBackend for RedisSemaphores {
+    fn substrate(&self) -> Substrate {
+        Substrate::Redis
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        self.store.guarantee()
+    }
+
+    async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
+        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
+        let permits = request.permits.to_string();
+        let args = [
+            request.hold.as_str(),
+            request.session.as_str(),
+            &ttl,
+            &max_hold,
+            if request.enqueue { "1" } else { "0" },
+            &permits,
+            request.holder.as_str(),
+        ];
+        let hold = Some(&request.hold);
+        let mut reply =
+            self.step(Transition::SemaphoreAcquire, at, &request.config, hold, &args).await?;
+        Ok(match reply.text()?.as_str() {
+            "G" => return self.granted(at, request, reply).await,
+            "Q" => Attempt::Queued { position: reply.count()? },
+            "L" => Attempt::Locked { retry_after: reply.millis()?, waiters: reply.count()? },
+            "F" => Attempt::QueueFull { waiters: reply.count()? },
+            "M" => Attempt::TooMany { most: reply.count()? },
+            "C" => Attempt::Cancelled,
+            other => return Err(unexpected(other)),
+        })
+    }
+
+    async fn renew(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        ttl: Duration,
+    ) -> Result<Renewal, BackendError> {
+        let args = [hold.as_str(), &encode_ms(ttl)];
+        let mut reply = self.step(Transition::SemaphoreRenew, at, config, None, &args).await?;
+        Ok(match reply.signed()? {
+            left if left < 0 => Renewal::Lost,
+            left => Renewal::Renewed { ttl: Duration::from_millis(left.unsigned_abs()) },
+        })
+    }
+
+    async fn release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<Release, BackendError> {
+        let args = [hold.as_str()];
+        let mut reply = self.step(Transition::SemaphoreRelease, at, config, None, &args).await?;
+        Ok(if reply.number()? == 1 { Release::Released } else { Release::NotHeld })
+    }
+
+    async fn cancel(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<(), BackendError> {
+        let ttl = encode_ms(Duration::from_millis(config.ttl_ms));
+        let args = [hold.as_str(), &ttl];
+        self.step(Transition::SemaphoreCancel, at, config, Some(hold), &args).await.map(drop)
+    }
+
+    async fn beat(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        session: &SessionId,
+    ) -> Result<Beat, BackendError> {
+        let args = [session.as_str()];
+        let mut reply = self.step(Transition::SemaphoreBeat, at, config, None, &args).await?;
+        let (tickets, next) = (reply.count()?, reply.millis()?);
+        let last_fence = read_fence(&mut reply)?;
+        let mut offered = Vec::new();
+        while !reply.is_empty() {
+            let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
+            let (fence, ttl) = (read_fence(&mut reply)?, reply.millis()?);
+            offered.push((hold, Grant { fence, ttl, claimed: false }));
+        }
+        Ok(Beat { offered, tickets, next, last_fence })
+    }
+
+    async fn query(&self, at: &Address, _: &LockConfig) -> Result<LockView, BackendError> {
+        self.view(at).await
+    }
+
+    async fn force_release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+    ) -> Result<Option<HolderView>, BackendError> {
+        Ok(self.force_release_holds(at, config, None).await?.into_iter().next())
+    }
+
+    async fn force_release_holds(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        only: Option<Fence>,
+    ) -> Result<Vec<HolderView>, BackendError> {
+        let (seq, epoch) = match only {
+            Some(fence) => (fence.sequence().to_string(), fence.epoch().to_string()),
+            None => Default::default(),
+        };
+        let args = [seq.as_str(), &epoch];
+        let step = self.step(Transition::SemaphoreForceRelease, at, config, None, &args);
+        read_holders(&mut step.await?)
+    }
+
+    async fn list(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        class: &ClassName,
+        _: &LockConfig,
+        limit: usize,
+    ) -> Result<Vec<(Key, LockView)>, BackendError> {
+        let view = |at: Address| async move { self.view(&at).await };
+        self.store.look(kind, namespace, class, limit, view).await
+    }
+}
+
+/// The keys of every script, in their order.
+fn all_keys(names: &ObjectKeys) -> [String; 7] {
+    let [holds, expiries, fences, offers] = names.holds();
+    [names.record(), names.queue(), names.waiters(), holds, expiries, fences, offers]
+}
+
+fn read_fence(reply: &mut Reply) -> Result<Fence, BackendError> {
+    let (seq, epoch) = (reply.number()?, reply.number()?);
+    Fence::compose(epoch, seq).map_err(unexpected)
+}
+
+fn read_holders(reply: &mut Reply) -> Result<Vec<HolderView>, BackendError> {
+    let mut holders = Vec::new();
+    while !reply.is_empty() {
+        let (holder, fence) = (reply.name()?, read_fence(reply)?);
+        let (ttl, held_for, permits) = (reply.millis()?, reply.millis()?, reply.count()?);
+        holders.push(HolderView { holder, fence, ttl, held_for, permits });
+    }
+    Ok(holders)
+}

@@ -1,0 +1,243 @@
+//! The behaviours of a semaphore.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use holdfast_backend::waiter::{Acquisition, HeldLock};
+use holdfast_core::{
+    Address, HoldId, Kind,
+    lock::{Acquire, LockConfig, Push, Release, Renewal},
+};
+use tokio::time::{sleep, timeout};
+
+use crate::fixture::{PermitsWorld, Sidecar, TTL, describe, eventually, fresh, mk_config};
+
+const NOW: Duration = Duration::ZERO;
+
+fn mk_class(world: &dyn PermitsWorld, permits: u32) -> LockConfig {
+    LockConfig { permits, ..mk_config(world) }
+}
+
+async fn address(world: &dyn PermitsWorld) -> Address {
+    Address { kind: Kind::Semaphore, ..fresh(world).await }
+}
+
+async fn ask(
+    pod: &Sidecar,
+    at: &Address,
+    config: &Arc<LockConfig>,
+    hold: &HoldId,
+    permits: u32,
+    wait: Duration,
+) -> Acquisition {
+    let request = Acquire { permits, ..pod.request(config, hold) };
+    pod.client.acquire(at, request, wait, true).await.unwrap()
+}
+
+/// Acquires what must be free, or become free in time.
+async fn hold(
+    pod: &Sidecar,
+    at: &Address,
+    config: &Arc<LockConfig>,
+    permits: u32,
+) -> (HoldId, HeldLock) {
+    let hold = HoldId::random();
+    match ask(pod, at, config, &hold, permits, TTL * 5).await {
+        Acquisition::Held(held) => (hold, held),
+        other => panic!("{} did not get {permits} of {at}: {}", pod.name, describe(&other)),
+    }
+}
+
+async fn is_refused(pod: &Sidecar, at: &Address, config: &Arc<LockConfig>, permits: u32) -> bool {
+    let refused = ask(pod, at, config, &HoldId::random(), permits, NOW).await;
+    matches!(refused, Acquisition::Locked { .. })
+}
+
+async fn waiters(pod: &Sidecar, at: &Address, config: &LockConfig, count: u32) {
+    eventually("so many wait", async || {
+        pod.client.backend().query(at, config).await.unwrap().waiters == count
+    })
+    .await;
+}
+
+pub async fn permits_in_use_are_never_more_than_there_are(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 5)));
+    let (in_use, most, top) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+    let mut pods = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        pods.push(world.pod(name).await);
+    }
+    let work = async |pod: &Sidecar, n: u32| {
+        for round in 0..10 {
+            let permits = (n + round) % 4 + 1;
+            let (hold, held) = hold(pod, &at, &config, permits).await;
+            let now = in_use.fetch_add(permits, SeqCst) + permits;
+            assert!(now <= 5, "{now} permits are out");
+            most.fetch_max(now, SeqCst);
+            top.fetch_add(1, SeqCst);
+            sleep(Duration::from_millis(2)).await;
+            in_use.fetch_sub(permits, SeqCst);
+            pod.release(&at, &config, &hold).await;
+            drop(held);
+        }
+    };
+    tokio::join!(
+        work(&pods[0], 0),
+        work(&pods[1], 1),
+        work(&pods[2], 2),
+        work(&pods[3], 3),
+        work(&pods[0], 2),
+    );
+    assert_eq!(top.into_inner(), 50);
+    assert!(most.into_inner() > 3, "they never held at the same time");
+    let view = pods[0].client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((view.used, view.holds, view.waiters), (0, 0, 0));
+}
+
+pub async fn one_release_hands_over_to_several_in_their_order(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 3)));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (all, _held) = hold(&a, &at, &config, 3).await;
+    let first = hold(&b, &at, &config, 1);
+    let second = async {
+        waiters(&a, &at, &config, 1).await;
+        hold(&a, &at, &config, 2).await
+    };
+    let release = async {
+        waiters(&a, &at, &config, 2).await;
+        a.release(&at, &config, &all).await;
+    };
+    let ((_, first), (_, second), ()) = tokio::join!(first, second, release);
+    assert!(first.fence < second.fence, "{} before {}", first.fence, second.fence);
+    let view = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((view.used, view.holds, view.others.len()), (3, 2, 1));
+}
+
+pub async fn a_heavy_request_is_not_overtaken_by_a_light_one(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 3)));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (two, _held) = hold(&a, &at, &config, 2).await;
+    let heavy = hold(&b, &at, &config, 3);
+    let light = async {
+        waiters(&a, &at, &config, 1).await;
+        assert!(is_refused(&a, &at, &config, 1).await, "a light one overtook the heavy one");
+        a.release(&at, &config, &two).await;
+    };
+    let ((_, held), ()) = tokio::join!(heavy, light);
+    assert!(held.claimed);
+}
+
+pub async fn whoever_has_its_share_does_not_hold_up_others(world: &dyn PermitsWorld) {
+    let class = LockConfig { max_per_holder: 2, ..mk_class(world, 3) };
+    let (at, config) = (address(world).await, Arc::new(class));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (mine, _held) = hold(&a, &at, &config, 2).await;
+    let more = hold(&a, &at, &config, 1);
+    let others = async {
+        waiters(&b, &at, &config, 1).await;
+        let (hold, _held) = hold(&b, &at, &config, 1).await;
+        b.release(&at, &config, &hold).await;
+        a.release(&at, &config, &mine).await;
+    };
+    tokio::join!(more, others);
+}
+
+pub async fn permits_of_a_dead_pod_come_back(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 2)));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (lost, _held) = hold(&a, &at, &config, 2).await;
+    assert!(is_refused(&b, &at, &config, 1).await);
+    let (_, next) = hold(&b, &at, &config, 2).await;
+    assert!(next.fence > _held.fence);
+    let renewed = a.client.backend().renew(&at, &config, &lost, TTL).await.unwrap();
+    assert_eq!(renewed, Renewal::Lost);
+    let released = a.client.backend().release(&at, &config, &lost).await.unwrap();
+    assert_eq!(released, Release::NotHeld, "what is lost must not free another's permits");
+    assert_eq!(b.client.backend().query(&at, &config).await.unwrap().used, 2);
+}
+
+pub async fn what_can_never_fit_is_refused_at_once(world: &dyn PermitsWorld) {
+    let class = LockConfig { max_per_holder: 2, ..mk_class(world, 3) };
+    let (at, config, a) = (address(world).await, Arc::new(class), world.pod("a").await);
+    let refused = ask(&a, &at, &config, &HoldId::random(), 3, TTL * 5).await;
+    assert!(matches!(refused, Acquisition::TooMany { most: 2 }), "{}", describe(&refused));
+}
+
+pub async fn fewer_permits_take_nothing_away_and_more_are_granted(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 2)));
+    let resized = |generation, permits| {
+        Arc::new(LockConfig { generation, permits, ..mk_class(world, permits) })
+    };
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (one, _one) = hold(&a, &at, &config, 1).await;
+    let (two, _two) = hold(&a, &at, &config, 1).await;
+    let fewer = resized(2, 1);
+    for hold in [&one, &two] {
+        let renewed = a.client.backend().renew(&at, &fewer, hold, TTL).await.unwrap();
+        assert!(matches!(renewed, Renewal::Renewed { .. }));
+    }
+    a.release(&at, &fewer, &one).await;
+    // A pod that does not know of the change yet is not granted by the old class.
+    assert!(is_refused(&b, &at, &config, 1).await);
+    hold(&b, &at, &resized(3, 2), 1).await;
+}
+
+pub async fn the_same_request_has_its_permits_once(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 3)));
+    let a = world.pod("a").await;
+    let (first, held) = hold(&a, &at, &config, 2).await;
+    match ask(&a, &at, &config, &first, 2, NOW).await {
+        Acquisition::Held(again) => assert_eq!(again.fence, held.fence),
+        other => panic!("{}", describe(&other)),
+    }
+    assert_eq!(a.client.backend().query(&at, &config).await.unwrap().used, 2);
+}
+
+pub async fn a_wait_that_times_out_leaves_no_permit_behind(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 1)));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (mine, _held) = hold(&a, &at, &config, 1).await;
+    let late = ask(&b, &at, &config, &HoldId::random(), 1, TTL / 10).await;
+    assert!(matches!(late, Acquisition::Locked { .. }), "{}", describe(&late));
+    a.release(&at, &config, &mine).await;
+    let view = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((view.used, view.waiters), (0, 0));
+}
+
+pub async fn force_release_takes_the_hold_with_a_fence(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 2)));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let ((_one, mut held), (two, kept)) =
+        (hold(&a, &at, &config, 1).await, hold(&a, &at, &config, 1).await);
+    let backend = b.client.backend();
+    let taken = backend.force_release_holds(&at, &config, Some(held.fence)).await.unwrap();
+    let taken: Vec<_> = taken.into_iter().map(|view| (view.holder, view.fence)).collect();
+    assert_eq!(taken, [(a.name.clone(), held.fence)]);
+    let told = timeout(Duration::from_secs(5), held.inbox.recv()).await;
+    assert_eq!(told, Ok(Push::Lost), "its holder is told");
+    let renewed = a.client.backend().renew(&at, &config, &two, TTL).await.unwrap();
+    assert!(matches!(renewed, Renewal::Renewed { .. }), "the other is kept");
+    let again = backend.force_release_holds(&at, &config, Some(held.fence)).await.unwrap();
+    assert_eq!(again, [], "it is taken once");
+    assert_eq!(backend.force_release_holds(&at, &config, None).await.unwrap().len(), 1);
+    assert!(hold(&b, &at, &config, 2).await.1.fence > kept.fence);
+}
+
+pub async fn a_semaphore_created_again_goes_on_with_higher_fences(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world).await, Arc::new(mk_class(world, 2)));
+    let a = world.pod("a").await;
+    let (mine, before) = hold(&a, &at, &config, 2).await;
+    a.release(&at, &config, &mine).await;
+    let fence_floor = world.recreate(&at).await;
+    let config = Arc::new(LockConfig { fence_floor, ..mk_class(world, 2) });
+    let view = a.client.backend().query(&at, &config).await.unwrap();
+    assert_eq!((view.used, view.holds), (0, 0));
+    assert!(hold(&a, &at, &config, 2).await.1.fence > before.fence);
+}
+
+semaphores_everywhere!(memory, crate::fixture::MemoryWorld);
