@@ -8,6 +8,7 @@
 //!
 //! Figures that miss their target are printed as such; nothing here fails a build.
 
+mod checks;
 mod figures;
 mod floors;
 mod handover;
@@ -49,6 +50,7 @@ enum Part {
     Size,
     Idle,
     Throughput,
+    Checks,
     Handover,
     Crowd,
     Holds,
@@ -61,7 +63,13 @@ enum Floor {
     F0 { port: u16 },
     /// Runs one script per request. For the bench itself.
     #[command(hide = true)]
-    F1 { port: u16, redis: String },
+    F1 {
+        port: u16,
+        redis: String,
+        /// The script of a rate limit's check instead of the lock's.
+        #[arg(long)]
+        check: bool,
+    },
 }
 
 /// What every measurement needs.
@@ -75,7 +83,9 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match args.floor {
         Some(Floor::F0 { port }) => return floors::constant(port).await,
-        Some(Floor::F1 { port, redis }) => return floors::scripted(port, &redis).await,
+        Some(Floor::F1 { port, redis, check }) => {
+            return floors::scripted(port, &redis, check).await;
+        }
         None => {}
     }
     let bench = Bench { bin: args.bin, quick: args.quick };
@@ -88,6 +98,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Size => idle::binaries(&bench)?,
             Part::Idle => idle::idle(&bench).await?,
             Part::Throughput => throughput::measure(&bench).await?,
+            Part::Checks => checks::measure(&bench).await?,
             Part::Handover => handover::measure(&bench).await?,
             Part::Crowd => handover::crowd(&bench).await?,
             Part::Holds => idle::many_holds(&bench).await?,

@@ -85,7 +85,7 @@ async fn leased_sidecars_that_are_killed_keep_the_bound() {
     let (began, kills) = (Instant::now(), Arc::new(AtomicU64::new(0)));
     let tasks = (0..SIDECARS).map(|n| {
         let (plan, kills, mut limiter) = (plan.clone(), kills.clone(), sidecar(&server));
-        let mut restart = {
+        let restart = {
             let config = mk_redis(&server);
             move || {
                 let limits = RedisRateLimits::connect(config.clone(), NAMESPACE).unwrap();
