@@ -35,7 +35,7 @@ pub async fn constant(port: u16) -> anyhow::Result<()> {
 }
 
 /// F1: one script per request, over one shared connection.
-pub async fn scripted(port: u16, redis: &str) -> anyhow::Result<()> {
+pub async fn scripted(port: u16, redis: &str, check: bool) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     let epoch = script::open(redis).await?;
     let connection = script::connect(redis).await?;
@@ -50,7 +50,10 @@ pub async fn scripted(port: u16, redis: &str) -> anyhow::Result<()> {
                 let connection = connection.clone();
                 tokio::task::spawn_local(async move {
                     let service = service_fn(move |_: Request<Incoming>| {
-                        let command = cycle.borrow_mut().next();
+                        let command = match check {
+                            true => script::check(key),
+                            false => cycle.borrow_mut().next(),
+                        };
                         let mut connection = connection.clone();
                         async move {
                             let reply = connection.send_packed_command(&command).await;

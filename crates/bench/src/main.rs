@@ -8,6 +8,7 @@
 //!
 //! Figures that miss their target are printed as such; nothing here fails a build.
 
+mod checks;
 mod figures;
 mod floors;
 mod handover;
@@ -51,6 +52,7 @@ enum Part {
     Idle,
     Throughput,
     Rls,
+    Checks,
     Handover,
     Crowd,
     Holds,
@@ -63,7 +65,13 @@ enum Floor {
     F0 { port: u16 },
     /// Runs one script per request. For the bench itself.
     #[command(hide = true)]
-    F1 { port: u16, redis: String },
+    F1 {
+        port: u16,
+        redis: String,
+        /// The script of a rate limit's check instead of the lock's.
+        #[arg(long)]
+        check: bool,
+    },
     /// Serves a constant over gRPC. For the bench itself.
     #[command(hide = true)]
     F0Grpc { port: u16 },
@@ -80,7 +88,9 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match args.floor {
         Some(Floor::F0 { port }) => return floors::constant(port).await,
-        Some(Floor::F1 { port, redis }) => return floors::scripted(port, &redis).await,
+        Some(Floor::F1 { port, redis, check }) => {
+            return floors::scripted(port, &redis, check).await;
+        }
         Some(Floor::F0Grpc { port }) => return rls::constant(port).await,
         None => {}
     }
@@ -95,6 +105,7 @@ async fn main() -> anyhow::Result<()> {
             Part::Idle => idle::idle(&bench).await?,
             Part::Throughput => throughput::measure(&bench).await?,
             Part::Rls => rls::measure(&bench).await?,
+            Part::Checks => checks::measure(&bench).await?,
             Part::Handover => handover::measure(&bench).await?,
             Part::Crowd => handover::crowd(&bench).await?,
             Part::Holds => idle::many_holds(&bench).await?,

@@ -74,3 +74,13 @@ impl Cycle {
         command
     }
 }
+
+/// A check of a rate limit that never refuses, on a key of its own.
+pub fn check(key: usize) -> Cmd {
+    let mut command = redis::cmd("FCALL");
+    command.arg(Scripts::shared().function(Transition::RatelimitCheck)).arg(1);
+    command.arg(format!("hf:{NAMESPACE}:{{ratelimit/floor/k{key}}}:r"));
+    // 100,000,000 a minute: three microseconds give back five.
+    command.arg("1;t,3,5,100000000").arg("1").arg("e").arg("0").arg("0");
+    command
+}

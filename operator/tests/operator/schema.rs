@@ -121,6 +121,10 @@ async fn every_rule_of_a_rate_limit_admits_and_refuses() {
     };
     // Of one limit, or of all that follows the backend.
     let one = |limit: &str| format!("{{backend: r, limits: [{{name: a, {limit}}}]}}");
+    let more = |fields: &str, limit: &str| {
+        one(&format!("limit: 1, windowSeconds: 1{limit}"))
+            .replace("backend: r", &format!("backend: r, {fields}"))
+    };
     let table = [
         (one("limit: 1, windowSeconds: 1"), one("limit: 0, windowSeconds: 1"), "greater than or"),
         (
@@ -177,6 +181,21 @@ async fn every_rule_of_a_rate_limit_admits_and_refuses() {
                 .replace("backend: r", "backend: r, onBackendFailure: Open"),
             one("limit: 1, windowSeconds: 1").replace("backend: r", "backend: memory"),
             "exists in `holdfast dev` only",
+        ),
+        (
+            more("onBackendFailure: Local, localSharePercent: 50", ""),
+            more("onBackendFailure: Open, localSharePercent: 50", ""),
+            "localSharePercent goes with onBackendFailure: Local only",
+        ),
+        (
+            more("accuracy: Leased, leased: {batch: 10}", ""),
+            more("accuracy: Exact, leased: {batch: 10}", ""),
+            "leased goes with accuracy: Leased only",
+        ),
+        (
+            more("accuracy: Exact", ", algorithm: Concurrency"),
+            more("accuracy: Leased", ", algorithm: Concurrency"),
+            "a Concurrency limit cannot be Leased",
         ),
     ];
     for (i, (good, bad, why)) in table.iter().enumerate() {

@@ -54,6 +54,15 @@ metadata: {name: slow}
 spec:
   backend: main
   limits: [{name: l, limit: 1, windowSeconds: 1, burst: 1}]
+---
+apiVersion: holdfast.dev/v1alpha1
+kind: RateLimit
+metadata: {name: leased}
+spec:
+  backend: main
+  accuracy: Leased
+  leased: {batch: 10, maxStalenessSeconds: 30}
+  limits: [{name: l, algorithm: FixedWindow, limit: 50, windowSeconds: 2678400}]
 "#;
 
 #[tokio::test]
@@ -169,4 +178,27 @@ async fn no_more_checks_wait_than_may() {
     class.metrics.waiting.set(0);
     assert_eq!(app.post("/v1/ratelimits/slow/check?waitSeconds=30").await.status, 200);
     assert_eq!(class.metrics.waiting.get(), 0, "a place is left");
+}
+
+#[tokio::test]
+async fn a_leased_class_says_its_bound_and_puts_back_at_the_end() {
+    let app = start_with(CLASSES).await;
+    for left in (0..50).rev() {
+        let answer = app.post("/v1/ratelimits/leased/check").await;
+        assert_eq!(answer.status, 200, "{left} left: {answer:?}");
+        assert_eq!(answer.body["remaining"], left);
+    }
+    app.post("/v1/ratelimits/leased/check").await.is_problem(429, "quota_exceeded");
+    app.post("/v1/ratelimits/leased/check?cost=51").await.is_problem(422, "cost_too_large");
+    let view = app.get("/v1/ratelimits/leased").await;
+    let bound = serde_json::json!({"perSidecar": 10, "atMost": 50});
+    assert_eq!(view.body["overAdmission"], bound);
+    assert!(app.get("/v1/ratelimits/api").await.body["overAdmission"].is_null());
+    for _ in 0..5 {
+        app.post("/v1/ratelimits/leased/check?key=other").await;
+    }
+    let client = app.serving.sidecar.snapshot.load().rate_limit("leased").unwrap().client.clone();
+    assert!(client.in_hand() > 0);
+    app.serving.close(false).await;
+    assert_eq!(client.in_hand(), 0);
 }

@@ -358,3 +358,6 @@ impl Validate for RateLimit {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

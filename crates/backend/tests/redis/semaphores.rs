@@ -307,7 +307,9 @@ impl Subject {
         let store = Store::start(args).await;
         let client = Client::with_scripts(mk_redis(&store.server), scripts);
         let (session, epoch) = (SessionId::random(), store.epoch.subscribe());
-        let locks = RedisLocks::with_client(client, NAMESPACE, session, Hub::new(), epoch).unwrap();
+        let locks =
+            RedisLocks::with_client(Arc::new(client), NAMESPACE, session, Hub::new(), epoch)
+                .unwrap();
         let url = format!("redis://{}/", store.server.address());
         let client = redis::Client::open(url).unwrap();
         let mut messages = client.get_async_pubsub().await.unwrap();

@@ -26,6 +26,17 @@ pub enum Step {
     Ask(Check),
 }
 
+/// This cost, and more, does not pass for a while.
+#[derive(Clone, Copy, Debug)]
+struct Denied {
+    cost: u64,
+    since: Stamp,
+    /// For how long that is believed.
+    lasts: Duration,
+    /// After how long it could pass.
+    retry: Duration,
+}
+
 /// What is in hand of one key.
 #[derive(Clone, Debug)]
 pub struct Tokens {
@@ -36,8 +47,7 @@ pub struct Tokens {
     /// How much to ask for next: grows while all of it is used, shrinks when it is not.
     want: u64,
     seen: Decision,
-    /// This cost and more does not pass before then.
-    denied: Option<(u64, Stamp, Duration)>,
+    denied: Option<Denied>,
 }
 
 impl Tokens {
@@ -65,7 +75,7 @@ impl Tokens {
     pub fn is_idle(&self, now: Stamp) -> bool {
         self.left == 0
             && self.deadline.passed(now)
-            && self.denied.is_none_or(|(_, since, lasts)| now.since(since) >= lasts)
+            && self.denied.is_none_or(|denied| now.since(denied.since) >= denied.lasts)
     }
 
     /// Everything in hand, to be put back; nothing is in hand afterwards.
@@ -101,19 +111,19 @@ impl Tokens {
             self.left -= cost;
             return Step::Decided(self.shown(now, Outcome::Allowed { wait_us: 0 }, 0));
         }
-        if let Some((least, since, lasts)) = self.denied
-            && cost >= least
-            && now.since(since) < lasts
-        {
-            let left = lasts.saturating_sub(now.since(since));
-            let retry_us = (left.as_micros() as u64).max(1);
-            return Step::Decided(self.shown(now, Outcome::Limited { retry_us }, retry_us));
-        }
-        let most = cost.max(self.want.min(terms.batch));
         let ask = Check { mode: Mode::Enforce, max_wait_us: 0, ..*check };
         if cost > self.policy.capacity() {
             return Step::Ask(Check { least: cost, ..ask });
         }
+        if let Some(denied) = self.denied
+            && cost >= denied.cost
+            && now.since(denied.since) < denied.lasts
+        {
+            let left = denied.retry.saturating_sub(now.since(denied.since));
+            let retry_us = (left.as_micros() as u64).max(1);
+            return Step::Decided(self.shown(now, Outcome::Limited { retry_us }, retry_us));
+        }
+        let most = cost.max(self.want.min(terms.batch));
         let left = self.left;
         Step::Ask(Check { cost: most - left, least: cost - left, ..ask })
     }
@@ -131,8 +141,9 @@ impl Tokens {
         match answer.outcome {
             Outcome::TooLarge => {}
             Outcome::Limited { retry_us } => {
-                let lasts = Duration::from_micros(retry_us).min(terms.staleness);
-                self.denied = Some((check.cost, sent, lasts));
+                let retry = Duration::from_micros(retry_us);
+                let lasts = retry.min(terms.staleness);
+                self.denied = Some(Denied { cost: check.cost, since: sent, lasts, retry });
             }
             Outcome::Allowed { .. } => {
                 // What was in hand goes first: all that is left now was charged by this answer. Where
