@@ -26,6 +26,7 @@ fn every_command_of_the_tour_does_what_it_says() {
         "\"takenFrom\"",
         "\"state\":\"leading\"",
         "\"term\"",
+        "\"permits\":2",
         "ratelimit-policy: ",
         "my fence is ",
         "LOCK",
