@@ -166,7 +166,7 @@ impl Candidate {
 
     async fn stand(self: Arc<Self>, sidecar: Arc<Sidecar>) {
         let mut heir = self.heir.subscribe();
-        loop {
+        while !sidecar.closing.is_cancelled() {
             let paused = *self.paused();
             if let Some(until) = paused.filter(|until| *until > Instant::now()) {
                 tokio::select! {

@@ -358,12 +358,11 @@ pub trait LockBackend: Send + Sync + 'static {
     ) -> Result<Beat, BackendError>;
     /// Reads the state of a key. Changes nothing.
     async fn query(&self, at: &Address, config: &LockConfig) -> Result<LockView, BackendError>;
-    /// The fence below which nobody holds this key any more: the newest that was granted, or the least
-    /// that may still be granted. Read from the store, at a time after the call began, and only while
-    /// the store is sure to have lost nothing.
+    /// The fence below which nobody holds this key any more: the newest granted, or the least that may
+    /// be. Read after the call began, and only while the store is sure to have lost nothing.
     ///
     /// # Errors
-    /// Where a key has many holders, as a semaphore has: no fence of theirs says that another is stale.
+    /// Where a key has many holders, as a semaphore has.
     async fn newest_fence(&self, at: &Address, _: &LockConfig) -> Result<Fence, BackendError> {
         Err(BackendError::Internal(format!("{at} has many holders, and so no newest fence")))
     }

@@ -222,8 +222,11 @@ async fn a_backend_admits_the_namespaces_it_selects() {
     let redis = RedisServer::start(&[]);
     bed.backend("chosen", &redis, ", namespaces: {matchLabels: {team: a}}");
     bed.lock("orders", "{backend: chosen}");
-    let lock = bed.until_ready("orders", "False", "BackendNotFound").await;
-    assert!(message(&lock).contains("team=a"), "{}", message(&lock));
+    // A moment before, the operator may not have heard of the Backend at all.
+    eventually("the sentence about its labels", async || {
+        message(&bed.until_ready("orders", "False", "BackendNotFound").await).contains("team=a")
+    })
+    .await;
     bed.kubectl_cluster(&["label", "namespace", &bed.namespace, "team=a"], "").unwrap();
     bed.until_ready("orders", "True", "Reconciled").await;
 }
