@@ -22,6 +22,8 @@ use std::{
 
 use serde_json::Value;
 
+pub mod hold;
+
 /// The namespace of the operator.
 pub const SYSTEM: &str = "holdfast-system";
 
@@ -100,8 +102,9 @@ pub fn helm(args: &[&str]) -> String {
 
 /// Installs or upgrades the chart with the image under test; more arguments may follow.
 pub fn helm_upgrade(more: &[&str]) {
-    // A test waits for it.
-    let quick = ["--create-namespace", "--set", "operator.letGoSeconds=10"];
+    // Tests wait for these.
+    let quick = "operator.letGoSeconds=10,operator.podHoldSeconds=20";
+    let quick = ["--create-namespace", "--set", quick];
     upgrade("holdfast", SYSTEM, &[&quick[..], more].concat());
 }
 

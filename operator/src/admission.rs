@@ -1,11 +1,12 @@
-//! The mutating webhook that puts a sidecar into pods: decision, server, certificates, Events.
+//! The mutating webhook that puts a sidecar into pods, and holds pods at a scheduling gate: decisions,
+//! server, certificates, Events.
 //!
-//! - [`inject`] decides, purely. [`server`] answers the API server with it, on every replica.
+//! - [`inject`] and [`hold`] decide, purely. [`server`] answers the API server with it, on every replica.
 //! - [`certs`] makes the certificates and keeps them fresh: no cert-manager, no restart, no gap.
 //! - [`skipped`] tells every pod that asked and got no sidecar why, by an Event (leader only).
 //!
-//! The webhook is selected by label, so the API server calls it for no other pod; apps that run
-//! never need it. [`run`] is the one entry.
+//! The webhook is selected by label or annotation, so the API server calls it for no other pod; apps
+//! that run never need it. [`run`] is the one entry.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ pub use metrics::Metrics;
 
 pub mod args;
 pub mod certs;
+pub mod hold;
 pub mod inject;
 pub mod metrics;
 pub mod server;

@@ -11,7 +11,10 @@ use holdfast_api::names::{FIELD_MANAGER, FINALIZER, LABEL_CLASS, LABEL_KIND, LAB
 use holdfast_backend::lease::names;
 use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope,
-    api::{coordination::v1::Lease, core::v1::Secret},
+    api::{
+        coordination::v1::Lease,
+        core::v1::{Pod, Secret},
+    },
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -196,6 +199,28 @@ where
         "uid": object.uid(), "resourceVersion": object.resource_version(), "annotations": notes,
     }});
     patch_any(&ctx.client, object, &body).await
+}
+
+/// Leaves a pod with these scheduling gates, and sets annotations, as it was read: in one write, so
+/// that whoever finds the gate gone finds the annotations.
+///
+/// # Errors
+/// [`Error::Conflict`] when it has changed since.
+pub async fn ungate(
+    ctx: &Context,
+    pod: &Pod,
+    gates: &[&String],
+    notes: serde_json::Value,
+) -> Result<(), Error> {
+    ctx.metrics.wrote("gate");
+    let gates: Vec<_> = gates.iter().map(|gate| json!({ "name": gate })).collect();
+    let body = json!({
+        "metadata": {
+            "uid": pod.uid(), "resourceVersion": pod.resource_version(), "annotations": notes,
+        },
+        "spec": { "schedulingGates": gates },
+    });
+    patch_any(&ctx.client, pod, &body).await
 }
 
 /// A merge-patch of an object of any scope.

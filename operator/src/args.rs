@@ -77,6 +77,10 @@ pub struct ControlArgs {
     #[arg(long, env = "HOLDFAST_LET_GO_SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub let_go_seconds: u64,
+    /// For how many seconds at least the hold of a pod lasts while no operator renews it.
+    #[arg(long, env = "HOLDFAST_POD_HOLD_SECONDS", default_value_t = 300,
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub pod_hold_seconds: u64,
 }
 
 impl ControlArgs {

@@ -24,6 +24,7 @@ use crate::{
         tenants::Users,
     },
     floors::Floors,
+    gate::lines::Lines,
     metrics::Metrics,
     status::Pace,
     stores::Stores,
@@ -67,6 +68,8 @@ pub struct Context {
     pub routes: Routes,
     /// Leaderships that are to change hands.
     pub transfers: Transfers,
+    /// Gated pods, in the order in which they ask.
+    pub lines: Lines,
     /// Holds that were taken by force.
     pub forced: Forced,
     /// When a status may be written again.

@@ -38,6 +38,7 @@ use crate::{
     },
     error::Error,
     floors::Floors,
+    gate,
     metrics::Metrics,
     pipeline,
     status::Pace,
@@ -120,6 +121,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
     let mut config = work.config.clone();
     config.default_retry = false;
     let watches = Client::try_from(config)?;
+    let held = watches.clone();
     let (triggers, queues) = Triggers::new();
     let (sightings, injected) = (Arc::default(), Arc::default());
     let (caches, watches) = start(&watches, &triggers, &sightings, &injected);
@@ -151,14 +153,17 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             floors,
             routes: election::routing::Routes::default(),
             transfers: election::transfer::Transfers::default(),
+            lines: gate::lines::Lines::default(),
             forced: crate::context::Forced::default(),
             pace: Pace::default(),
             recorder: Recorder::new(work.client.clone(), reporter),
             metrics: work.metrics.clone(),
         });
         caches.trigger_all(&triggers);
-        control(ctx, queues).await;
-        anyhow::Ok(())
+        tokio::select! {
+            () = control(ctx.clone(), queues) => Ok(()),
+            ended = gate::run(ctx, held) => ended,
+        }
     };
     tokio::select! {
         _ = watching => anyhow::bail!("a watch ended"),

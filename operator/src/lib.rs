@@ -4,7 +4,7 @@
 //!
 //! One direction: custom resources → [`watch`] (caches and triggers) → [`controllers`] (dereference,
 //! validate, plan: see [`pipeline`]) → [`apply`] (the only writer of children) → [`status`] (the only
-//! writer of status). [`leader`] decides which replica does so; [`admission`] runs on each.
+//! writer of status). [`gate`] holds pods on behalf of their annotation. [`leader`] decides which replica does so; [`admission`] runs on each.
 
 pub mod admission;
 pub mod apply;
@@ -14,6 +14,7 @@ pub mod context;
 pub mod controllers;
 pub mod error;
 pub mod floors;
+pub mod gate;
 pub mod leader;
 pub mod metrics;
 pub mod pipeline;

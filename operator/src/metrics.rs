@@ -2,6 +2,8 @@
 
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::gate::metrics::GateMetrics;
+
 /// The metric families of the controllers. Clones share them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -13,6 +15,8 @@ pub struct Metrics {
     pub reconcile_seconds: HistogramVec,
     /// Writes to the API server by what was written.
     pub writes: IntCounterVec,
+    /// Pods that hold.
+    pub gates: GateMetrics,
 }
 
 impl Metrics {
@@ -48,6 +52,7 @@ impl Metrics {
                 ),
                 &["what"],
             )?,
+            gates: GateMetrics::register(registry)?,
         };
         registry.register(Box::new(metrics.leads.clone()))?;
         registry.register(Box::new(metrics.reconciles.clone()))?;

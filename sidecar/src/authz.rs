@@ -3,18 +3,8 @@
 //! This keeps honest apps honest. What keeps others out is the store itself: Roles by
 //! `resourceNames` on Leases, ACL users on Redis.
 
-use holdfast_api::bundle::{AccessRule, Verb};
-use holdfast_core::Key;
-
-/// Whether a ServiceAccount may do something on a key. No rules: everybody may.
-pub fn permits(rules: &[AccessRule], account: &str, verb: Verb, key: &Key) -> bool {
-    rules.is_empty()
-        || rules.iter().any(|rule| {
-            rule.service_accounts.iter().any(|name| name == account)
-                && (rule.verbs.is_empty() || rule.verbs.contains(&verb))
-                && key.as_str().starts_with(&rule.key_prefix)
-        })
-}
+use holdfast_api::bundle::AccessRule;
+pub use holdfast_api::bundle::permits;
 
 /// Whether a ServiceAccount may do anything at all.
 pub fn may_anything(rules: &[AccessRule], account: &str) -> bool {
@@ -23,6 +13,9 @@ pub fn may_anything(rules: &[AccessRule], account: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_api::bundle::Verb;
+    use holdfast_core::Key;
+
     use super::*;
 
     #[test]

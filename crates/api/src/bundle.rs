@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_core::{
-    ClassName, Guarantee, Kind, Substrate, election::ElectionConfig, lock::LockConfig,
+    ClassName, Guarantee, Key, Kind, Substrate, election::ElectionConfig, lock::LockConfig,
     ratelimit::RateLimitConfig, semaphore::SemaphoreConfig, supports,
 };
 use serde::{Deserialize, Serialize};
@@ -166,6 +166,16 @@ pub struct Epoch {
     pub replid: String,
     /// Whether the quarantine is over and grants may be made.
     pub open: bool,
+}
+
+/// Whether a ServiceAccount may do something on a key. No rules: everybody may.
+pub fn permits(rules: &[AccessRule], account: &str, verb: Verb, key: &Key) -> bool {
+    rules.is_empty()
+        || rules.iter().any(|rule| {
+            rule.service_accounts.iter().any(|name| name == account)
+                && (rule.verbs.is_empty() || rule.verbs.contains(&verb))
+                && key.as_str().starts_with(&rule.key_prefix)
+        })
 }
 
 impl BundleBackend {

@@ -8,6 +8,7 @@ pub mod compat;
 pub mod compile;
 pub mod conditions;
 pub mod crd;
+pub mod hold;
 pub mod load;
 pub mod names;
 pub mod v1alpha1;

@@ -33,3 +33,19 @@ pub const FIELD_MANAGER: &str = "holdfast-operator";
 pub const REDIS_SECRET: &str = "holdfast-redis";
 /// The ConfigMap with the fences that deleted classes left behind.
 pub const FLOORS_CONFIG_MAP: &str = "holdfast-fence-floors";
+
+/// On a pod template: `lock/NAME` or `semaphore/NAME`, which its pods hold from before they are
+/// scheduled until they have ended. Also the name of their scheduling gate and of their label.
+pub const ANNOTATION_HOLD: &str = "holdfast.dev/hold";
+/// Beside it: the key, when it is not the class's only one.
+pub const ANNOTATION_HOLD_KEY: &str = "holdfast.dev/hold-key";
+/// Beside it: how many permits of a semaphore, when it is not one.
+pub const ANNOTATION_HOLD_PERMITS: &str = "holdfast.dev/hold-permits";
+/// On a pod that was let go: the fence of its hold.
+pub const ANNOTATION_HOLD_FENCE: &str = "holdfast.dev/hold-fence";
+/// On a pod with a hold or on its way to one: how things stand, for people.
+pub const ANNOTATION_HOLD_STATE: &str = "holdfast.dev/hold-state";
+/// On such a pod: `KIND.NAME` of the class.
+pub const LABEL_HOLD: &str = "holdfast.dev/hold";
+/// The scheduling gate.
+pub const GATE_HOLD: &str = "holdfast.dev/hold";

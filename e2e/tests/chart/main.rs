@@ -109,12 +109,12 @@ fn the_definitions_are_those_of_the_code_and_outlive_the_release() {
 }
 
 #[test]
-fn webhooks_see_labelled_pods_only_and_leave_the_system_alone() {
+fn webhooks_see_pods_that_ask_only_and_leave_the_system_alone() {
     let objects = render(&[]);
     let configuration = one(&objects, "MutatingWebhookConfiguration", "holdfast-injector");
     let service = one(&objects, "Service", "holdfast-webhook");
     let webhooks = list(&configuration["webhooks"]);
-    assert_eq!(webhooks.len(), 2);
+    assert_eq!(webhooks.len(), 3);
     for webhook in webhooks {
         let name = &webhook["name"];
         assert_eq!(webhook["failurePolicy"], "Fail", "{name}");
@@ -123,7 +123,11 @@ fn webhooks_see_labelled_pods_only_and_leave_the_system_alone() {
         let labelled = [&webhook["objectSelector"], &webhook["namespaceSelector"]]
             .into_iter()
             .any(|selector| selector["matchLabels"]["holdfast.dev/inject"] == "true");
-        assert!(labelled, "{name} is called for every pod");
+        let annotated = list(&webhook["matchConditions"]).iter().any(|condition| {
+            let asks = "'holdfast.dev/hold' in object.metadata.annotations";
+            condition["expression"].as_str().is_some_and(|cel| cel.ends_with(&format!("&& {asks}")))
+        });
+        assert!(labelled || annotated, "{name} is called for every pod");
         let spared = list(&webhook["namespaceSelector"]["matchExpressions"]).iter().any(|rule| {
             let spared = strings(&rule["values"]);
             rule["operator"] == "NotIn"

@@ -11,6 +11,7 @@ mod admission;
 mod compat;
 mod election;
 mod failure;
+mod hold;
 mod lock;
 mod ratelimit;
 mod readme;

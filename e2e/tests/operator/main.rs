@@ -9,12 +9,19 @@
 )]
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use holdfast_e2e::{Namespace, SYSTEM, eventually, fence, helm_upgrade, kubectl, try_kubectl};
+use holdfast_e2e::{
+    Namespace, SYSTEM, eventually, fence, helm_upgrade,
+    hold::{is_over, let_go, watch},
+    kubectl, redis, try_kubectl,
+};
 
 #[test]
 fn locks_keep_working_while_the_operator_is_killed_and_changes_wait_for_it() {
@@ -127,4 +134,39 @@ fn without_the_operator_locks_work_and_only_pods_that_ask_for_a_sidecar_wait() {
     eventually("sidecars are injected again", Duration::from_secs(30), || {
         namespace.try_pod("b").is_ok()
     });
+}
+
+#[test]
+fn operators_that_are_killed_let_no_pod_go_beside_another() {
+    let namespace = Namespace::new("gates");
+    let backend = namespace.backend("gates", &redis(&namespace.name, "redis"));
+    namespace.semaphore("pool", &format!("{{backend: {backend}, permits: 2, ttlSeconds: 5}}"));
+    namespace.lock("nightly", "{}");
+    let six = "parallelism: 6, completions: 6";
+    namespace.held_job("pooled", "semaphore/pool", six, "sleep 2");
+    namespace.held_job("nightly", "lock/nightly", "parallelism: 3, completions: 3", "sleep 2");
+    let operators = ["-n", SYSTEM, "-l", "app.kubernetes.io/component=operator"];
+    let kill = ["delete", "pod", "--force", "--grace-period=0", "--wait=false"];
+    let kills = AtomicUsize::new(0);
+    let killed = Mutex::new(Instant::now());
+    // Two permits and one lock.
+    watch(&namespace, 3, 240, |pods| {
+        let of = |job: &str| {
+            let pods = pods.iter().filter(|pod| pod["metadata"]["labels"]["job-name"] == job);
+            pods.cloned().collect::<Vec<_>>()
+        };
+        let (pooled, nightly) = (of("pooled"), of("nightly"));
+        assert!(let_go(&pooled).len() <= 2 && let_go(&nightly).len() <= 1);
+        let mut last = killed.lock().unwrap();
+        if kills.load(Relaxed) < 3 && last.elapsed() > Duration::from_secs(9) {
+            kubectl(&[&kill[..], &operators].concat());
+            *last = Instant::now();
+            kills.fetch_add(1, Relaxed);
+        }
+        let over = |pods: &[_]| pods.iter().filter(|pod| is_over(pod)).count();
+        (over(&pooled), over(&nightly)) == (6, 3)
+    });
+    assert!(kills.load(Relaxed) >= 2, "all was over after {} kills", kills.load(Relaxed));
+    let rollout = ["rollout", "status", "-n", SYSTEM, "deployment/holdfast-operator"];
+    kubectl(&[&rollout[..], &["--timeout=90s"]].concat());
 }

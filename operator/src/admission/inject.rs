@@ -181,14 +181,8 @@ pub fn decide(
 
 /// Why this pod cannot have a sidecar, if it cannot.
 pub fn skip_reason(pod: &Pod, namespace: &str, settings: &InjectSettings) -> Option<SkipReason> {
-    if namespace == settings.own_namespace {
-        return Some(SkipReason::OwnNamespace);
-    }
-    if settings.system_namespaces.iter().any(|system| system == namespace) {
-        return Some(SkipReason::SystemNamespace);
-    }
-    if annotation(pod, "kubernetes.io/config.mirror").is_some() {
-        return Some(SkipReason::StaticPod);
+    if let Some(reason) = never_changed(pod, namespace, settings) {
+        return Some(reason);
     }
     let spec = pod.spec.as_ref()?;
     if spec.host_network == Some(true) {
@@ -198,6 +192,21 @@ pub fn skip_reason(pod: &Pod, namespace: &str, settings: &InjectSettings) -> Opt
         return Some(SkipReason::NotLinux);
     }
     None
+}
+
+/// Why this pod is never changed at admission, whatever it asks for.
+pub(super) fn never_changed(
+    pod: &Pod,
+    namespace: &str,
+    settings: &InjectSettings,
+) -> Option<SkipReason> {
+    if namespace == settings.own_namespace {
+        return Some(SkipReason::OwnNamespace);
+    }
+    if settings.system_namespaces.iter().any(|system| system == namespace) {
+        return Some(SkipReason::SystemNamespace);
+    }
+    annotation(pod, "kubernetes.io/config.mirror").map(|_| SkipReason::StaticPod)
 }
 
 /// The changes that mark a skipped pod, so that the Event can be written when it has a UID.
@@ -303,7 +312,7 @@ fn annotation<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 
 /// JSON patch operations in the order in which they apply.
 #[derive(Default)]
-struct Operations(Vec<Value>);
+pub(super) struct Operations(Vec<Value>);
 
 impl Operations {
     fn push(&mut self, op: &str, path: String, value: impl Serialize) {
@@ -321,14 +330,14 @@ impl Operations {
         }
     }
 
-    fn append(&mut self, list: &str, exists: bool, value: impl Serialize) {
+    pub(super) fn append(&mut self, list: &str, exists: bool, value: impl Serialize) {
         match exists {
             true => self.push("add", format!("{list}/-"), value),
             false => self.push("add", list.to_owned(), [value]),
         }
     }
 
-    fn set_in_map(
+    pub(super) fn set_in_map(
         &mut self,
         map: &str,
         current: Option<&BTreeMap<String, String>>,
@@ -343,7 +352,20 @@ impl Operations {
         }
     }
 
-    fn into_patch(self) -> Patch {
+    /// Takes an entry out of a map, if it is there.
+    pub(super) fn remove_from_map(
+        &mut self,
+        map: &str,
+        current: Option<&BTreeMap<String, String>>,
+        key: &str,
+    ) {
+        if current.is_some_and(|there| there.contains_key(key)) {
+            let path = format!("{map}/{}", key.replace('/', "~1"));
+            self.0.push(json!({ "op": "remove", "path": path }));
+        }
+    }
+
+    pub(super) fn into_patch(self) -> Patch {
         // Every operation above has the fields that the type wants.
         serde_json::from_value(Value::Array(self.0)).unwrap_or_else(|_| Patch(Vec::new()))
     }

@@ -1,4 +1,5 @@
-//! The webhook's HTTPS server: reads a review, asks [`inject`](super::inject), writes the answer.
+//! The webhook's HTTPS server: reads a review, asks [`inject`](super::inject) or [`hold`](super::hold),
+//! writes the answer.
 //!
 //! - TLS 1.2 or newer, with certificates that are replaced under way (see [`super::certs`]).
 //! - Bodies, headers and time are bounded; a request that breaks a bound gets an error and changes
@@ -24,6 +25,7 @@ use kube::core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    hold,
     inject::{self, Decision, InjectSettings, SkipReason},
     metrics::Metrics,
 };
@@ -32,6 +34,8 @@ use super::{
 pub const POD_PATH: &str = "/inject/pod";
 /// The path for pods without it, in namespaces that carry it.
 pub const NAMESPACE_PATH: &str = "/inject/namespace";
+/// The path for pods that are to be held until they have a lock or permits.
+pub const HOLD_PATH: &str = "/hold/pod";
 /// A pod has at most 1.5 MiB in etcd; a review may hold two.
 const MAX_BODY_BYTES: usize = 3 << 20;
 /// The API server waits for 3 s; after that nobody reads the answer.
@@ -78,8 +82,9 @@ pub async fn serve(
 /// The routes, for the server and for tests without a socket.
 pub fn router(settings: Arc<InjectSettings>, metrics: Metrics) -> Router {
     Router::new()
-        .route(POD_PATH, post(|context, body| review(context, body, false)))
-        .route(NAMESPACE_PATH, post(|context, body| review(context, body, true)))
+        .route(POD_PATH, post(|context, body| review(context, body, Asked::Pod)))
+        .route(NAMESPACE_PATH, post(|context, body| review(context, body, Asked::Namespace)))
+        .route(HOLD_PATH, post(|context, body| review(context, body, Asked::Hold)))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(middleware::from_fn(in_time))
         .with_state(Context { settings, metrics })
@@ -94,10 +99,21 @@ async fn in_time(request: Request, next: Next) -> Response {
     }
 }
 
+/// What the API server asks, by its path.
+#[derive(Clone, Copy)]
+enum Asked {
+    /// For a sidecar, by the pod's label.
+    Pod,
+    /// For a sidecar, by the namespace's label.
+    Namespace,
+    /// For a hold, by the pod's annotation.
+    Hold,
+}
+
 async fn review(
     State(context): State<Context>,
     body: Result<Json<AdmissionReview<Pod>>, JsonRejection>,
-    asked_by_namespace: bool,
+    asked: Asked,
 ) -> Response {
     let timer = context.metrics.review_seconds.start_timer();
     let request: Result<AdmissionRequest<Pod>, String> = match body {
@@ -108,7 +124,7 @@ async fn review(
         }
     };
     let (review, outcome) = match request {
-        Ok(request) => answer(&request, asked_by_namespace, &context.settings),
+        Ok(request) => answer(&request, asked, &context.settings),
         Err(reason) => (AdmissionResponse::invalid(reason).into_review(), "invalid"),
     };
     context.metrics.reviews.with_label_values(&[outcome]).inc();
@@ -119,7 +135,7 @@ async fn review(
 /// The answer to one review, and a word for the metrics.
 fn answer(
     request: &AdmissionRequest<Pod>,
-    asked_by_namespace: bool,
+    asked: Asked,
     settings: &InjectSettings,
 ) -> (AdmissionReview<DynamicObject>, &'static str) {
     let response = AdmissionResponse::from(request);
@@ -127,7 +143,12 @@ fn answer(
         return (response.into_review(), "not_asked");
     };
     let namespace = request.namespace.as_deref().unwrap_or("default");
-    let (response, outcome) = match inject::decide(pod, namespace, asked_by_namespace, settings) {
+    let decision = match asked {
+        Asked::Pod => inject::decide(pod, namespace, false, settings),
+        Asked::Namespace => inject::decide(pod, namespace, true, settings),
+        Asked::Hold => return held(request, hold::decide(pod, namespace, settings)),
+    };
+    let (response, outcome) = match decision {
         Decision::NotAsked => (Ok(response), "not_asked"),
         Decision::Deny(reason) => (Ok(response.deny(reason)), "denied"),
         Decision::Skip(reason) => (skip(response, pod, reason), "skipped"),
@@ -141,6 +162,25 @@ fn answer(
     };
     let name = request.name.as_str();
     tracing::debug!(namespace, name, outcome, "reviewed a pod");
+    match response {
+        Ok(response) => (response.into_review(), outcome),
+        Err(error) => (AdmissionResponse::from(request).deny(error).into_review(), "invalid"),
+    }
+}
+
+/// The answer about a pod that asks to be held.
+fn held(
+    request: &AdmissionRequest<Pod>,
+    decision: hold::Decision,
+) -> (AdmissionReview<DynamicObject>, &'static str) {
+    let response = AdmissionResponse::from(request);
+    let (response, outcome) = match decision {
+        hold::Decision::NotAsked => (Ok(response), "not_asked"),
+        hold::Decision::Deny(reason) => (Ok(response.deny(reason)), "denied"),
+        hold::Decision::Skip(warning) => (Ok(with_warnings(response, vec![warning])), "skipped"),
+        hold::Decision::Gate(patch) if patch.0.is_empty() => (Ok(response), "unchanged"),
+        hold::Decision::Gate(patch) => (response.with_patch(patch), "gated"),
+    };
     match response {
         Ok(response) => (response.into_review(), outcome),
         Err(error) => (AdmissionResponse::from(request).deny(error).into_review(), "invalid"),

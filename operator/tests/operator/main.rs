@@ -10,6 +10,8 @@ mod crashes;
 mod elections;
 mod endings;
 mod fixture;
+mod gate_ends;
+mod gates;
 mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;

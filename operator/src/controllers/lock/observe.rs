@@ -16,9 +16,11 @@ pub(in crate::controllers) const SHARE: u32 = 20;
 /// A look that takes longer is given up.
 pub(in crate::controllers) const WITHIN: Duration = Duration::from_secs(5);
 
-/// The holders of a class on Leases. Who waits is known to each sidecar alone.
+/// The holders of a class on Leases. Who waits is known to each sidecar alone, but for gated pods.
 pub(in crate::controllers) fn leases(ctx: &Context, valid: &Valid) -> Observed {
-    let mut observed = Observed::default();
+    let class = &valid.class;
+    let waiting = ctx.lines.waiting(&valid.namespace, class.config.kind(), &class.name);
+    let mut observed = Observed { waiting, ..Observed::default() };
     for key in valid.lease_keys() {
         let Some(look) = ctx.sightings.look(&valid.namespace, &valid.lease_name(&key)) else {
             continue;
