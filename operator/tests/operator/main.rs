@@ -10,8 +10,10 @@ mod crashes;
 mod elections;
 mod endings;
 mod fixture;
+mod passwords;
 mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
 mod schema;
 mod semaphores;
+mod uninstall;
