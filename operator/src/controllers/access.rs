@@ -244,8 +244,7 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(leases(by_name("holdfast-leases"), TAKE), ["holdfast-lock-open"]);
         let class = &bundle.classes[1].name;
-        let lease =
-            |key| names::lease_name(holdfast_core::Kind::Lock, class, &Key::new(key).unwrap());
+        let lease = |key| names::lease_name(Kind::Lock, class, &Key::new(key).unwrap());
         assert_eq!(leases(by_name("holdfast-leases:ann"), TAKE), [lease("a/1")]);
         assert_eq!(leases(by_name("holdfast-leases:ann"), LOOK), [lease("b/1")]);
         let mut both = [lease("a/1"), lease("b/1")];

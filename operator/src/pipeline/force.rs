@@ -83,7 +83,8 @@ pub async fn by_annotation<K: Controlled>(
         }
     };
     if let Some(taken) = taken {
-        if taken.is_empty() {
+        // Where what was older is taken once more, there may be nothing left of it.
+        if taken.is_empty() && (newest <= meant_for || only.is_some()) {
             let note = format!("key \"{}\" was not held: nothing to release", at.key);
             ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
         }

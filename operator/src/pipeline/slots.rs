@@ -69,7 +69,8 @@ impl Valid {
         let lease = |number: &u32| found.get(number).map(|lease| (*lease).clone());
         planned.close.extend(steps.close.iter().filter_map(lease));
         planned.open.extend(steps.open.iter().filter_map(lease));
-        if !there.keys().copied().eq(0..permits) {
+        let some_closed = found.values().any(|lease| is_closed(lease));
+        if some_closed || !found.keys().copied().eq(0..permits) {
             let again = soonest.unwrap_or(SOON).max(SOON);
             planned.again = Some(planned.again.map_or(again, |known| known.min(again)));
         }
