@@ -10,6 +10,8 @@
 //!
 //! - [`sentinel`] finds the primary that Sentinels watch.
 //!
+//! - [`Redlocks`] are locks on a majority of several servers; `votes` is one server's part in them.
+//!
 //! One primary at a time, no cluster: the epoch's marker lives in another hash slot than the objects.
 
 mod acked;
@@ -25,11 +27,13 @@ mod look;
 mod policy;
 mod pushes;
 mod ratelimit;
+mod redlock;
 mod reply;
 pub mod scripts;
 mod semaphore;
 pub mod sentinel;
 pub mod users;
+mod votes;
 
 pub use acked::Ack;
 pub use admin::{Probe, RedisAdmin};
@@ -37,5 +41,6 @@ pub use config::{CredentialSource, Credentials, RedisConfig};
 pub use epoch::{KnownEpoch, LocalEpoch};
 pub use lock::RedisLocks;
 pub use ratelimit::RedisRateLimits;
+pub use redlock::Redlocks;
 pub use semaphore::RedisSemaphores;
 pub use sentinel::Sentinels;

@@ -4,6 +4,7 @@
 //!   tag: all parts of an object are in one cluster slot.
 //! - `hf:<namespace>:epoch`: the namespace's epoch marker, which only the operator writes.
 //! - `hf:<namespace>:s:<session>`: the channel of a session's pushes.
+//! - `hf:<namespace>:s:~<kind>/<class>/<key>`: where it is said that an object has become free.
 //!
 //! Namespace and key are percent-escaped but for `A-Z a-z 0-9 - . _ /`. No input can so forge a
 //! hash tag (`{ }`), a separator (`:`) or a glob of an ACL rule or a SCAN (`* ? [ ] \`), and
@@ -98,6 +99,17 @@ pub fn channel_prefix(namespace: &str) -> String {
 /// The channel of a session.
 pub fn channel(namespace: &str, session: &SessionId) -> String {
     format!("{}{session}", channel_prefix(namespace))
+}
+
+/// The channel on which those who wait hear that an object has become free. No session has such a
+/// name.
+pub fn freed_channel(at: &Address) -> String {
+    let mut name = channel_prefix(&at.namespace);
+    for part in ["~", at.kind.singular(), "/", at.class.as_str(), "/"] {
+        name.push_str(part);
+    }
+    escape_into(&mut name, at.key.as_str());
+    name
 }
 
 /// What every name of a namespace starts with. Ends in a separator, so that the rights of `ns1` do

@@ -17,6 +17,7 @@ mod lease;
 mod lock;
 mod ratelimit;
 mod redis;
+mod redlock;
 mod semaphore;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../support/redis.rs"]
