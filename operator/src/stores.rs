@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::v1alpha1::{Backend, backend::RedisSpec};
+use holdfast_api::v1alpha1::{
+    Backend,
+    backend::{RedisMode, RedisSpec},
+};
 use holdfast_backend::{
     hub::Hub,
     redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Sentinels},
@@ -25,6 +28,8 @@ use tokio::{
 
 use crate::context::lock;
 
+pub mod members;
+
 /// Keys of a class that are looked at.
 const KEYS: usize = 1_000;
 /// Somebody may unload our library; loading one that is there does nothing.
@@ -40,8 +45,12 @@ pub struct Store {
     observer: Arc<RedisLocks>,
     permits: Arc<RedisSemaphores>,
     credentials: Arc<Mutex<Credentials>>,
-    /// The run of the store that has our library.
-    library_in: Mutex<Option<(String, Instant)>>,
+    /// The runs of servers that have our library, by the server's name.
+    library_in: Mutex<HashMap<String, (String, Instant)>>,
+    /// Connections to the servers of a store that has several, by address.
+    nodes: Mutex<HashMap<String, Arc<RedisAdmin>>>,
+    /// The servers that there were lately.
+    members: Mutex<Option<members::Members>>,
     /// A look at a class may scan all names of the store: one at a time.
     looks: Semaphore,
 }
@@ -79,6 +88,7 @@ impl Store {
         let credentials = Arc::new(Mutex::new(Credentials::default()));
         let source = credentials.clone();
         let config = match &spec.sentinel {
+            None if spec.mode == RedisMode::Cluster => RedisConfig::from_seeds(&spec.addresses),
             None => RedisConfig::new(address),
             Some(sentinel) => RedisConfig::from_sentinels(Sentinels {
                 addresses: spec.addresses.clone(),
@@ -104,6 +114,8 @@ impl Store {
             observer,
             credentials,
             library_in: Mutex::default(),
+            nodes: Mutex::default(),
+            members: Mutex::default(),
             looks: Semaphore::new(1),
         })
     }
@@ -113,17 +125,23 @@ impl Store {
         *lock(&self.credentials) = credentials;
     }
 
-    /// Sees to it that this run of the store has our function library.
+    /// Sees to it that this run of a server has our function library.
     ///
     /// # Errors
-    /// When the store does not answer, or does not let us.
-    pub async fn ensure_library(&self, run: &str) -> Result<(), BackendError> {
+    /// When the server does not answer, or does not let us.
+    pub async fn ensure_library(
+        &self,
+        server: &str,
+        admin: &RedisAdmin,
+        run: &str,
+    ) -> Result<(), BackendError> {
         let is_there = lock(&self.library_in)
-            .as_ref()
+            .get(server)
             .is_some_and(|(known, at)| known == run && at.elapsed() < SEE_TO_LIBRARY);
         if !is_there {
-            self.admin.load_library().await?;
-            *lock(&self.library_in) = Some((run.to_owned(), Instant::now()));
+            admin.load_library().await?;
+            let known = (run.to_owned(), Instant::now());
+            lock(&self.library_in).insert(server.to_owned(), known);
         }
         Ok(())
     }

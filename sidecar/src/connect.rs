@@ -7,15 +7,15 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
+use holdfast_api::bundle::{BundleBackend, Epoch, EpochRun, RedisAddress};
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
     limiter::Limiter,
     memory::{MemoryLocks, MemoryRateLimits, MemorySemaphores},
     redis::{
-        Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
-        RedisRateLimits, RedisSemaphores, Sentinels, client::Client as RedisClient,
+        Ack, CredentialSource, Credentials, KnownEpoch, KnownRun, LocalEpoch, RedisConfig,
+        RedisLocks, RedisRateLimits, RedisSemaphores, Sentinels, client::Client as RedisClient,
     },
     waiter::LockClient,
 };
@@ -195,7 +195,17 @@ fn mk_epoch(epoch: Option<&Epoch>) -> Option<KnownEpoch> {
         number: epoch.number,
         replid: epoch.replid.clone(),
         open: epoch.open,
+        runs: epoch.runs.iter().map(mk_run).collect(),
     })
+}
+
+fn mk_run(run: &EpochRun) -> KnownRun {
+    KnownRun {
+        server: run.server.clone(),
+        replid: run.replid.clone(),
+        tags: run.tags.clone(),
+        open: run.open,
+    }
 }
 
 fn mk_config(

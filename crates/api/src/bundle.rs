@@ -162,9 +162,28 @@ pub struct RedisAck {
 pub struct Epoch {
     /// Grows whenever data may have been lost.
     pub number: u64,
-    /// The `master_replid` it was opened for: a restart or a failover changes that.
+    /// The `master_replid` it was opened for: a restart or a failover changes that. Empty where
+    /// [`Epoch::runs`] says it of each server.
     pub replid: String,
-    /// Whether the quarantine is over and grants may be made.
+    /// Whether the quarantine is over and grants may be made; of several servers, on one at least.
+    pub open: bool,
+    /// The servers, where there are several that can lose their data apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<EpochRun>,
+}
+
+/// The incarnation of one server's data, in an epoch of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochRun {
+    /// The server: its node id in a cluster, else its address.
+    pub server: String,
+    /// The `master_replid` it is trusted under.
+    pub replid: String,
+    /// What the names of its markers end in; empty for the plain one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Whether its quarantine is over and grants may be made on it.
     pub open: bool,
 }
 

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
-    redis::{KnownEpoch, RedisLocks, RedisSemaphores},
+    redis::{KnownEpoch, KnownRun, RedisLocks, RedisSemaphores},
 };
 use holdfast_core::{
     Address, Fence, Key, Kind, SessionId, Substrate,
@@ -144,7 +144,14 @@ fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBacke
     let backend = backend.map_err(Error::store(what()))?;
     let epoch = valid.published.as_ref().and_then(|bundle| {
         let epoch = bundle.backends.get(&valid.class.backend)?.epoch.clone()?;
-        Some(KnownEpoch { number: epoch.number, replid: epoch.replid, open: epoch.open })
+        let runs = epoch.runs.into_iter().map(|run| KnownRun {
+            server: run.server,
+            replid: run.replid,
+            tags: run.tags,
+            open: run.open,
+        });
+        let (number, replid, open) = (epoch.number, epoch.replid, epoch.open);
+        Some(KnownEpoch { number, replid, open, runs: runs.collect() })
     });
     let config = ctx.stores.get(backend).map_err(Error::store(what()))?.config.clone();
     let (_, known) = watch::channel(epoch);

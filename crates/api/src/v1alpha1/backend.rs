@@ -141,6 +141,16 @@ pub enum RedisMode {
     Redlock,
 }
 
+impl RedisMode {
+    /// Whether there are several servers that can lose their data apart.
+    pub const fn has_several_servers(self) -> bool {
+        match self {
+            RedisMode::Standalone | RedisMode::Sentinel => false,
+            RedisMode::Cluster | RedisMode::Redlock => true,
+        }
+    }
+}
+
 /// How namespaces are kept apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Tenancy {
@@ -183,14 +193,39 @@ pub struct BackendStatus {
 }
 
 /// The incarnation of a store's data. Fences of a later one are higher than any of an earlier one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EpochStatus {
     /// Grows whenever data may have been lost.
     pub number: u64,
-    /// The replication id it was opened for.
+    /// The replication id it was opened for; empty where `runs` says it of each server.
     pub replid: String,
-    /// When grants may be made again: the holds of the epoch before have run out by then.
+    /// When grants may be made again: the holds of the epoch before have run out by then. Of several
+    /// servers, the last one to be opened.
+    pub not_before: Time,
+    /// Whether it has been opened; of several servers, at least one.
+    #[serde(default)]
+    pub open: bool,
+    /// The servers, where there are several that can lose their data apart: the primaries of a
+    /// cluster. All share one number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["server".to_string()]))]
+    pub runs: Vec<RunStatus>,
+}
+
+/// The incarnation of one server's data, in an epoch of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunStatus {
+    /// The server: its node id in a cluster, else its address.
+    pub server: String,
+    /// The replication id it is trusted under.
+    pub replid: String,
+    /// What the names of its markers end in: hash tags, one of a slot each that is on the server.
+    /// Empty for the one marker of a server without slots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// When grants may be made on it again.
     pub not_before: Time,
     /// Whether it has been opened.
     #[serde(default)]

@@ -2,7 +2,8 @@
 //!
 //! - `hf:<namespace>:{<kind>/<class>/<key>}:<part>`: a part of one object. The braces are the hash
 //!   tag: all parts of an object are in one cluster slot.
-//! - `hf:<namespace>:epoch`: the namespace's epoch marker, which only the operator writes.
+//! - `hf:<namespace>:epoch`: the namespace's epoch marker, which only the operator writes. In a
+//!   cluster `hf:<namespace>:epoch:{<tag>}`, two on each primary.
 //! - `hf:<namespace>:s:<session>`: the channel of a session's pushes.
 //! - `hf:<namespace>:s:~<kind>/<class>/<key>`: where it is said that an object has become free.
 //!
@@ -80,6 +81,11 @@ pub fn marker(namespace: &str) -> String {
     let mut name = namespace_stem(namespace);
     name.push_str("epoch");
     name
+}
+
+/// The marker of a namespace on one server of a cluster, in the slot of a hash tag.
+pub fn marker_at(namespace: &str, tag: &str) -> String {
+    format!("{}:{{{tag}}}", marker(namespace))
 }
 
 /// Where a [`LocalEpoch`](super::LocalEpoch) notes the run that its epoch belongs to.
