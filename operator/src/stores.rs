@@ -13,10 +13,12 @@ use holdfast_api::v1alpha1::{
 };
 use holdfast_backend::{
     hub::Hub,
-    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Sentinels},
+    redis::{
+        Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Redlocks, Sentinels,
+    },
 };
 use holdfast_core::{
-    Address, BackendError, ClassName, Key, Kind, SessionId,
+    Address, BackendError, ClassName, Key, Kind, SessionId, SystemClock,
     lock::{Consistency, Fairness, Keys, LockBackend, LockConfig, LockView},
     ratelimit::Policy,
 };
@@ -42,8 +44,9 @@ pub struct Store {
     pub config: RedisConfig,
     /// To look after it.
     pub admin: RedisAdmin,
-    observer: Arc<RedisLocks>,
-    permits: Arc<RedisSemaphores>,
+    observer: Arc<dyn LockBackend>,
+    /// `None` where semaphores cannot be.
+    permits: Option<Arc<RedisSemaphores>>,
     credentials: Arc<Mutex<Credentials>>,
     /// The runs of servers that have our library, by the server's name.
     library_in: Mutex<HashMap<String, (String, Instant)>>,
@@ -104,13 +107,22 @@ impl Store {
         }
         let (_, no_epoch) = watch::channel(None);
         // Looking needs no epoch and no namespace of its own.
-        let observer =
-            RedisLocks::connect(config.clone(), "", SessionId::random(), Hub::new(), no_epoch)?;
+        let (session, hub) = (SessionId::random(), Hub::new());
+        let (observer, permits): (Arc<dyn LockBackend>, _) = match spec.mode {
+            RedisMode::Redlock => {
+                let who = (session, hub, Arc::new(SystemClock) as _);
+                (Redlocks::connect(&config, &spec.addresses, "", who, &no_epoch)?, None)
+            }
+            RedisMode::Standalone | RedisMode::Sentinel | RedisMode::Cluster => {
+                let locks = RedisLocks::connect(config.clone(), "", session, hub, no_epoch)?;
+                (locks.clone(), Some(RedisSemaphores::beside(locks)))
+            }
+        };
         Ok(Store {
             spec: spec.clone(),
             admin: RedisAdmin::connect(&config)?,
             config,
-            permits: RedisSemaphores::beside(observer.clone()),
+            permits,
             observer,
             credentials,
             library_in: Mutex::default(),
@@ -159,7 +171,9 @@ impl Store {
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let _turn = self.looks.acquire().await;
         let observer: &dyn LockBackend = match kind {
-            Kind::Semaphore => &*self.permits,
+            Kind::Semaphore => self.permits.as_deref().ok_or_else(|| {
+                BackendError::NotFound("semaphores on a Backend of mode Redlock".into())
+            })?,
             Kind::Lock | Kind::LeaderElection | Kind::RateLimit => &*self.observer,
         };
         let Keys::Fixed(keys) = &config.keys else {

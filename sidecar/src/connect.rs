@@ -15,7 +15,8 @@ use holdfast_backend::{
     memory::{MemoryLocks, MemoryRateLimits, MemorySemaphores},
     redis::{
         Ack, CredentialSource, Credentials, KnownEpoch, KnownRun, LocalEpoch, RedisConfig,
-        RedisLocks, RedisRateLimits, RedisSemaphores, Sentinels, client::Client as RedisClient,
+        RedisLocks, RedisRateLimits, RedisSemaphores, Redlocks, Sentinels,
+        client::Client as RedisClient,
     },
     waiter::LockClient,
 };
@@ -133,13 +134,22 @@ impl Backends {
                 let locks = LeaseLocks::new(leases, self.hub.clone(), self.clock.clone());
                 (self.client(locks), None)
             }
-            Substrate::Redis => {
+            Substrate::Redis | Substrate::Redlock => {
                 let address =
                     backend.redis.as_ref().ok_or("the bundle does not say where it is")?;
                 let source = self.credentials.as_ref().map(|dir| read_credentials(dir, name));
                 let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
                 sender = Some(known);
                 let config = mk_config(address, source)?;
+                if backend.substrate == Substrate::Redlock {
+                    let who = (self.session.clone(), self.hub.clone(), self.clock.clone());
+                    let (addresses, namespace) = (&address.addresses, &self.namespace);
+                    let locks = Redlocks::connect(&config, addresses, namespace, who, &receiver);
+                    let locks = self.client(locks.map_err(|error| error.to_string())?);
+                    let (substrate, epoch) = (backend.substrate, sender);
+                    let (semaphores, rate_limits) = (None, None);
+                    return Ok(Made { substrate, redis, epoch, locks, semaphores, rate_limits });
+                }
                 let OnRedis { locks, semaphores, limits } = self.redis(config, receiver)?;
                 rate_limits = Some(limits);
                 (locks, Some(semaphores))

@@ -7,8 +7,12 @@
 use std::collections::BTreeMap;
 
 use holdfast_core::{
-    ClassName, Guarantee, Kind, Substrate, election::ElectionConfig, lock::LockConfig,
-    ratelimit::RateLimitConfig, semaphore::SemaphoreConfig, supports,
+    ClassName, Guarantee, Kind, Substrate,
+    election::ElectionConfig,
+    lock::{LockConfig, redlock::majority},
+    ratelimit::RateLimitConfig,
+    semaphore::SemaphoreConfig,
+    supports,
 };
 use serde::{Deserialize, Serialize};
 
@@ -129,7 +133,8 @@ pub struct BundleBackend {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisAddress {
-    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary.
+    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary; of
+    /// all servers, where a majority of them decides.
     pub addresses: Vec<String>,
     /// What the Sentinels call the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -187,6 +192,14 @@ pub struct EpochRun {
     pub open: bool,
 }
 
+impl Epoch {
+    /// Whether grants may be made on a substrate: where a majority decides, on a majority.
+    pub fn is_open_on(&self, substrate: Substrate) -> bool {
+        let open = self.runs.iter().filter(|run| run.open).count();
+        self.open && (substrate != Substrate::Redlock || open >= majority(self.runs.len()))
+    }
+}
+
 impl BundleBackend {
     /// What a class of a kind promises on it.
     ///
@@ -194,8 +207,13 @@ impl BundleBackend {
     /// A sentence for the user, when there is no such class.
     pub fn guarantee(&self, kind: Kind) -> Result<Guarantee, &'static str> {
         let ack = self.redis.as_ref().and_then(|redis| redis.ack);
+        let servers = self.redis.as_ref().map(|redis| redis.addresses.len());
         Ok(match (supports(kind, self.substrate)?, ack) {
             (Guarantee::BestEffort, Some(ack)) => Guarantee::PrimaryAck(ack.replicas),
+            (Guarantee::Majority(least), _) => {
+                let of = servers.and_then(|servers| u8::try_from(servers).ok());
+                Guarantee::Majority(of.unwrap_or(least))
+            }
             (guarantee, _) => guarantee,
         })
     }

@@ -38,6 +38,7 @@ use crate::{
 
 pub mod doubts;
 pub mod epoch;
+mod majority;
 mod one;
 mod several;
 mod verdicts;

@@ -19,7 +19,6 @@ use holdfast_api::{
     names::{FINALIZER, LABEL_MANAGED},
     v1alpha1::{Backend, backend::RunStatus},
 };
-use holdfast_core::Substrate;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -100,7 +99,7 @@ fn describe(backend: &Backend) -> BundleBackend {
     let redis = &backend.spec.redis;
     let epoch = backend.status.as_ref().and_then(|status| status.epoch.clone());
     BundleBackend {
-        substrate: Substrate::Redis,
+        substrate: redis.mode.substrate(),
         redis: Some(RedisAddress {
             addresses: redis.addresses.clone(),
             master_name: redis.sentinel.as_ref().map(|sentinel| sentinel.master_name.clone()),

@@ -117,7 +117,9 @@ impl Reported for Lock {
     ) -> Result<Option<Duration>, Error> {
         let observed = match valid.substrate {
             Substrate::Lease => observe::leases(ctx, valid),
-            Substrate::Redis => observe::store(ctx, valid, as_before(&before)).await,
+            Substrate::Redis | Substrate::Redlock => {
+                observe::store(ctx, valid, as_before(&before)).await
+            }
             Substrate::Memory => Observed::default(),
         };
         let verdict = judge::ready(valid, &applied);

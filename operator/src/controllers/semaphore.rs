@@ -72,8 +72,8 @@ async fn observed(
     let asked = Instant::now();
     let found = match valid.substrate {
         Substrate::Redis => timeout(WITHIN, look(ctx, valid)).await.ok().flatten(),
-        // Never on Leases, and memory is each pod's own.
-        Substrate::Lease | Substrate::Memory => Some(Vec::new()),
+        // Never on Leases or a majority, and memory is each pod's own.
+        Substrate::Lease | Substrate::Redlock | Substrate::Memory => Some(Vec::new()),
     };
     let again = LEAST.max(asked.elapsed() * SHARE);
     let status = SemaphoreStatus {

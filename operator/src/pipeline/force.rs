@@ -9,10 +9,10 @@ use std::{sync::Arc, time::Duration};
 use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
-    redis::{KnownEpoch, KnownRun, RedisLocks, RedisSemaphores},
+    redis::{KnownEpoch, KnownRun, RedisLocks, RedisSemaphores, Redlocks},
 };
 use holdfast_core::{
-    Address, Fence, Key, Kind, SessionId, Substrate,
+    Address, Fence, Key, Kind, SessionId, Substrate, SystemClock,
     lock::{Keys, LockBackend, LockConfig},
 };
 use kube::{ResourceExt, runtime::events::EventType};
@@ -62,7 +62,13 @@ pub async fn by_annotation<K: Controlled>(
     let locks = backend(ctx, K::KIND, valid)?;
     let store = |error| Error::store(what.clone())(error);
     let view = within(locks.query(&at, config)).await.map_err(store)?;
-    let newest = view.last_fence.unwrap_or(Fence::new(0));
+    let held = view.holder.as_ref().map(|holder| holder.fence);
+    let newest = match valid.substrate {
+        // Requests that were not granted may have raised what single servers show.
+        Substrate::Redlock => held.or(view.last_fence),
+        Substrate::Lease | Substrate::Redis | Substrate::Memory => view.last_fence,
+    };
+    let newest = newest.unwrap_or(Fence::new(0));
     let meant_for = object.annotations().get(MEANT_FOR).and_then(|text| text.parse::<Fence>().ok());
     let Some(meant_for) = meant_for else {
         // The change brings us back here.
@@ -135,7 +141,7 @@ async fn within<T>(
 
 /// The substrate of a class, with the epoch of now.
 fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> {
-    if valid.substrate != Substrate::Redis {
+    if !matches!(valid.substrate, Substrate::Redis | Substrate::Redlock) {
         return Ok(ctx.leases.clone());
     }
     let what = || format!("reach Backend \"{}\"", valid.class.backend);
@@ -156,6 +162,12 @@ fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBacke
     let config = ctx.stores.get(backend).map_err(Error::store(what()))?.config.clone();
     let (_, known) = watch::channel(epoch);
     let session = SessionId::random();
+    if valid.substrate == Substrate::Redlock {
+        let who = (session, Hub::new(), Arc::new(SystemClock) as _);
+        let addresses = &backend.spec.redis.addresses;
+        let locks = Redlocks::connect(&config, addresses, &valid.namespace, who, &known);
+        return Ok(locks.map_err(Error::store(what()))?);
+    }
     let locks = RedisLocks::connect(config, &valid.namespace, session, Hub::new(), known);
     let locks = locks.map_err(Error::store(what()))?;
     Ok(match kind {

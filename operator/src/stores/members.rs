@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use futures::future::join_all;
 use holdfast_api::v1alpha1::backend::RedisMode;
 use holdfast_backend::redis::{ClusterView, RedisAdmin, slots::Slots, topology::Node};
-use holdfast_core::BackendError;
+use holdfast_core::{BackendError, ClassName, Kind, lock::redlock};
 
 use super::Store;
 use crate::context::lock;
@@ -75,6 +75,32 @@ impl Store {
         match known {
             Some(members) => Ok(members),
             None => self.members().await,
+        }
+    }
+
+    /// Deletes all that a class has, and returns the highest fence sequence that it ever granted. Where
+    /// a majority decides, it is enough that a majority answers: what is left elsewhere grants nothing.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn purge_class(
+        &self,
+        namespace: &str,
+        kind: Kind,
+        class: &ClassName,
+    ) -> Result<u64, BackendError> {
+        if self.spec.mode != RedisMode::Redlock {
+            return self.admin.purge_class(namespace, kind, class).await;
+        }
+        let members = self.members().await?.primaries;
+        let purges = members.iter().map(|member| {
+            let purge = member.admin.purge_class(namespace, kind, class);
+            async { Some(purge.await) }
+        });
+        let purged: Vec<Option<Result<u64, BackendError>>> = join_all(purges).await;
+        match redlock::done(&purged, true) {
+            Some(Err(error)) => Err(error),
+            _ => Ok(purged.into_iter().flatten().flatten().max().unwrap_or(0)),
         }
     }
 

@@ -301,7 +301,7 @@ impl<'a> Bed<'a> {
     }
 }
 
-fn known_run(run: holdfast_api::bundle::EpochRun) -> KnownRun {
+pub fn known_run(run: holdfast_api::bundle::EpochRun) -> KnownRun {
     KnownRun { server: run.server, replid: run.replid, tags: run.tags, open: run.open }
 }
 

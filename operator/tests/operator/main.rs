@@ -13,5 +13,6 @@ mod fixture;
 mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
+mod redlock;
 mod schema;
 mod semaphores;

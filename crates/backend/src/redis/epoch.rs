@@ -35,6 +35,12 @@ pub struct KnownEpoch {
 }
 
 impl KnownEpoch {
+    /// As one of the servers has it.
+    pub(super) fn of(&self, server: &str) -> Option<KnownEpoch> {
+        let run = self.runs.iter().find(|run| run.server == server)?;
+        Some(KnownEpoch::of_one(self.number, run.replid.clone(), run.open))
+    }
+
     /// Of one server.
     pub const fn of_one(number: u64, replid: String, open: bool) -> Self {
         KnownEpoch { number, replid, open, runs: Vec::new() }

@@ -51,8 +51,8 @@ pub struct RedisLocks {
     epoch: watch::Receiver<Option<KnownEpoch>>,
     policies: Policies<Policy>,
     in_doubt: AtomicBool,
-    /// One of several servers that vote: in doubt it has no vote, whatever its class says.
-    is_voter: bool,
+    /// Its name among several servers that vote: in doubt it has no vote, whatever its class says.
+    voter: Option<String>,
     counts: Arc<PushCounts>,
     subscribed: watch::Receiver<bool>,
     _listener: AbortOnDropHandle<()>,
@@ -85,20 +85,20 @@ impl RedisLocks {
         hub: Arc<Hub>,
         epoch: watch::Receiver<Option<KnownEpoch>>,
     ) -> Result<Arc<Self>, BackendError> {
-        Self::with_topics(client, namespace, session, hub, epoch, None)
+        Self::as_voter(client, namespace, session, hub, epoch, None)
     }
 
-    /// As [`RedisLocks::with_client`]; with `topics`, as one of several servers that vote.
-    pub(super) fn with_topics(
+    /// As [`RedisLocks::with_client`]; as one of several servers that vote, if it has a name among them.
+    pub(super) fn as_voter(
         client: Arc<Client>,
         namespace: &str,
         session: SessionId,
         hub: Arc<Hub>,
         epoch: watch::Receiver<Option<KnownEpoch>>,
-        topics: Option<Topics>,
+        voter: Option<(String, Topics)>,
     ) -> Result<Arc<Self>, BackendError> {
         client.config().open()?;
-        let is_voter = topics.is_some();
+        let (voter, topics) = voter.unzip();
         let counts = Arc::new(PushCounts::default());
         let (sender, subscribed) = watch::channel(false);
         let listener = Listener {
@@ -120,7 +120,7 @@ impl RedisLocks {
             epoch,
             policies: Policies::default(),
             in_doubt: AtomicBool::new(false),
-            is_voter,
+            voter,
             counts,
             subscribed,
             _listener: AbortOnDropHandle::new(tokio::spawn(listener.run())),
@@ -233,7 +233,10 @@ impl RedisLocks {
         consistency: Consistency,
     ) -> Result<(KnownEpoch, &'static str), BackendError> {
         let known = self.epoch.borrow().clone();
-        let consistency = if self.is_voter { Consistency::Strict } else { consistency };
+        if let Some(name) = &self.voter {
+            let run = known.as_ref().and_then(|known| known.of(name));
+            return run.filter(|run| run.open).map(|run| (run, "s")).ok_or(BackendError::Epoch);
+        }
         match (consistency, known) {
             // Without a number there is no fence, however little is asked.
             (_, None) => Err(BackendError::Epoch),

@@ -44,14 +44,6 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// A session that waits here has no ticket anywhere else; nothing is to be learnt from its beats.
 const NEVER: Duration = Duration::from_secs(60);
 
-/// One of the servers.
-pub struct Voter {
-    /// How to reach it.
-    pub config: RedisConfig,
-    /// Its epoch: the number is that of all, the run its own.
-    pub epoch: watch::Receiver<Option<KnownEpoch>>,
-}
-
 /// Locks of one namespace on a majority of servers, for one session.
 ///
 /// # Guarantees
@@ -89,31 +81,32 @@ enum Until {
 }
 
 impl Redlocks {
-    /// Locks of `namespace` for `session`, whose pushes go to `hub`.
+    /// Locks of `namespace` for `session`, whose pushes go to `hub`. The servers are those at
+    /// `addresses`, reached as `config` says, and have these names in the epoch's runs.
     ///
     /// # Errors
     /// When the servers are not an odd number from three up, or one cannot be used at all.
     pub fn connect(
-        voters: Vec<Voter>,
+        config: &RedisConfig,
+        addresses: &[String],
         namespace: &str,
-        session: &SessionId,
-        hub: Arc<Hub>,
-        clock: Arc<dyn Clock>,
+        (session, hub, clock): (SessionId, Arc<Hub>, Arc<dyn Clock>),
+        epoch: &watch::Receiver<Option<KnownEpoch>>,
     ) -> Result<Arc<Self>, BackendError> {
-        if voters.len() < 3 || voters.len() % 2 == 0 {
-            let what = format!("Redlock needs 3 or 5 servers; got {}", voters.len());
+        if addresses.len() < 3 || addresses.len().is_multiple_of(2) {
+            let what = format!("Redlock needs 3 or 5 servers; got {}", addresses.len());
             return Err(BackendError::Unavailable(what));
         }
         let (wanted, _) = watch::channel(BTreeSet::new());
         let (heard, mut hearing) = mpsc::unbounded_channel();
-        let mut servers = Vec::with_capacity(voters.len());
-        for (server, Voter { mut config, epoch }) in voters.into_iter().enumerate() {
+        let mut servers = Vec::with_capacity(addresses.len());
+        for (server, address) in addresses.iter().enumerate() {
             // A majority is what acknowledges a grant.
-            config.ack = None;
+            let config = config.at(address)?.with_ack(None);
             let topics = Topics { wanted: wanted.subscribe(), heard: heard.clone(), server };
-            let (client, topics) = (Arc::new(Client::new(config)), Some(topics));
-            let (session, hub) = (session.clone(), hub.clone());
-            servers.push(RedisLocks::with_topics(client, namespace, session, hub, epoch, topics)?);
+            let (client, voter) = (Arc::new(Client::new(config)), Some((address.clone(), topics)));
+            let (session, hub, epoch) = (session.clone(), hub.clone(), epoch.clone());
+            servers.push(RedisLocks::as_voter(client, namespace, session, hub, epoch, voter)?);
         }
         let lines = Lines::new(hub.clone(), servers.len(), wanted);
         let (open, turns) = (Open::default(), Turns::default());
@@ -208,6 +201,10 @@ impl LockBackend for Redlocks {
         match attempt {
             Ok(Attempt::Locked { retry_after, .. }) if request.enqueue => {
                 Ok(lines.enter(&self.inner, at, request, retry_after))
+            }
+            // What is open is being settled, and whoever gives up settles the rest: it still waits.
+            Err(BackendError::Unknown(_)) if request.enqueue => {
+                Ok(lines.enter(&self.inner, at, request, redlock::patience(request.ttl)))
             }
             other => {
                 let granted = match &other {

@@ -39,9 +39,12 @@ impl RedisLocks {
         self.step(Transition::LockRelease, at, config, None, &args).await.map(drop)
     }
 
-    /// Raises the server to a fence, if the key is held as said (`None`: by nobody) and the fence is
-    /// not beyond that; whether it stands there now.
-    pub(super) async fn raise(
+    /// Raises the server to a fence, if the key is held as said (`None`: by nobody) and its fence is not
+    /// beyond that; whether it stands there now.
+    ///
+    /// # Errors
+    /// As of every transition.
+    pub async fn raise(
         &self,
         at: &Address,
         config: &LockConfig,

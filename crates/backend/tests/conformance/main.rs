@@ -22,4 +22,6 @@ mod semaphore;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../support/redis.rs"]
 mod server;
+#[path = "../support/servers.rs"]
+mod servers;
 mod stale;

@@ -6,47 +6,23 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use holdfast_backend::{
-    hub::Hub,
-    redis::{KnownEpoch, RedisAdmin, RedisConfig, Redlocks, Voter},
-};
+use holdfast_backend::{hub::Hub, redis::Redlocks};
 use holdfast_core::{Address, Fence, SessionId, Substrate, SystemClock};
-use tokio::sync::watch;
 
 use crate::{
     fixture::{Sidecar, World},
-    server::RedisServer,
+    servers::Servers,
 };
 
 /// The namespace of the suite's addresses.
 const NAMESPACE: &str = "default";
 
-pub struct RedlockWorld(Vec<Member>);
-
-struct Member {
-    server: RedisServer,
-    admin: RedisAdmin,
-    epoch: watch::Sender<Option<KnownEpoch>>,
-}
+pub struct RedlockWorld(Servers);
 
 impl RedlockWorld {
     pub async fn start() -> Self {
-        let mut members = Vec::new();
-        for _ in 0..3 {
-            let server = RedisServer::start(&[]);
-            let admin = RedisAdmin::connect(&mk_redis(&server)).unwrap();
-            admin.load_library().await.unwrap();
-            admin.open_epoch(NAMESPACE, 1).await.unwrap();
-            let replid = admin.probe().await.unwrap().replid;
-            let epoch = watch::channel(Some(KnownEpoch { number: 1, replid, open: true })).0;
-            members.push(Member { server, admin, epoch });
-        }
-        RedlockWorld(members)
+        RedlockWorld(Servers::start(3, NAMESPACE).await)
     }
-}
-
-fn mk_redis(server: &RedisServer) -> RedisConfig {
-    RedisConfig::new(&server.address()).unwrap()
 }
 
 #[async_trait]
@@ -57,13 +33,8 @@ impl World for RedlockWorld {
 
     async fn sidecar(&self, name: &str) -> Sidecar {
         let (session, hub) = (SessionId::random(), Hub::new());
-        let voter = |Member { server, epoch, .. }: &Member| Voter {
-            config: mk_redis(server),
-            epoch: epoch.subscribe(),
-        };
-        let voters = self.0.iter().map(voter).collect();
-        let clock = Arc::new(SystemClock);
-        let locks = Redlocks::connect(voters, NAMESPACE, &session, hub.clone(), clock).unwrap();
+        let locks: Arc<Redlocks> =
+            self.0.connect(session.clone(), hub.clone(), Arc::new(SystemClock));
         assert!(locks.subscribed(Duration::from_secs(5)).await, "no pushes");
         Sidecar::new(name, session, locks, hub)
     }
@@ -72,7 +43,7 @@ impl World for RedlockWorld {
 
     async fn recreate(&self, at: &Address) -> Fence {
         let mut top = 0;
-        for Member { admin, .. } in &self.0 {
+        for admin in &self.0.admins {
             top = top.max(admin.purge_class(&at.namespace, at.kind, &at.class).await.unwrap());
         }
         Fence::new(top)

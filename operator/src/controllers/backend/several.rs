@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
 use holdfast_api::{
-    conditions::{READY, REASON_BACKEND_UNAVAILABLE, Verdict},
+    conditions::{READY, REASON_BACKEND_UNAVAILABLE, REPLICATED, Verdict},
     v1alpha1::{
         Backend,
         backend::{EpochStatus, RedisMode, RunStatus},
@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use super::{
     CANARY, Looked, WITHIN,
     epoch::runs::{self, Facts, Marker, Seen},
-    tell_raised,
+    majority, tell_raised,
     verdicts::{verdicts, version},
 };
 use crate::{
@@ -88,8 +88,16 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     }
     let ack = backend.spec.redis.ack.map_or(0, |ack| u32::from(ack.replicas));
     let worst = worst(&probes);
+    let is_fit = unfit.is_none() && worst.maxmemory_policy == "noeviction";
     let mut verdicts = verdicts(&worst, unfit, current.as_ref(), ack);
-    if !away.is_empty() && verdicts.first().is_some_and(|ready| ready.status) {
+    if backend.spec.redis.mode == RedisMode::Redlock {
+        let servers = members.primaries.len();
+        if is_fit {
+            verdicts[0] = majority::ready(servers, current.as_ref(), &away);
+        }
+        verdicts.retain(|verdict| verdict.type_ != REPLICATED);
+        verdicts.push(majority::replicated(servers));
+    } else if !away.is_empty() && verdicts.first().is_some_and(|ready| ready.status) {
         let message = format!("some servers do not answer: {}", away.join("; "));
         verdicts[0] = Verdict::new(READY, false, REASON_BACKEND_UNAVAILABLE, message);
     }
