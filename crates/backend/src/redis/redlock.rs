@@ -41,6 +41,8 @@ mod turns;
 /// The longest that answers are waited for when no time to live runs meanwhile: servers that have to be
 /// connected to first among them.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long servers that are slower than most are waited for at the least, where all of them are wanted.
+const LOOK_AROUND: Duration = Duration::from_millis(10);
 /// A session that waits here has no ticket anywhere else; nothing is to be learnt from its beats.
 const NEVER: Duration = Duration::from_secs(60);
 
@@ -164,7 +166,7 @@ impl Inner {
                 Some(decision) if until == Until::Decided => return decision,
                 Some(_) if !is_graced => {
                     is_graced = true;
-                    over = Instant::now() + began.elapsed().max(Duration::from_millis(1));
+                    over = Instant::now() + began.elapsed().max(LOOK_AROUND);
                 }
                 _ => {}
             }
@@ -254,6 +256,9 @@ impl LockBackend for Redlocks {
                 // A request that may still arrive there must find that it came too late.
                 if inner.open.is_open(hold, server) {
                     let settled = inner.settle_once(server, at, config, hold).await;
+                    if settled.is_err() {
+                        inner.settle(server, at, config, hold);
+                    }
                     return settled.map(|()| Release::NotHeld);
                 }
                 locks.release_and_tell(at, config, hold).await

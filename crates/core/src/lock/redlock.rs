@@ -401,13 +401,13 @@ pub fn shortage<T>(answers: &Answers<T>) -> BackendError {
     for (server, answer) in answers.iter().enumerate() {
         match answer {
             Some(Ok(_)) => {}
-            Some(Err(error)) => why.push(format!("server {}: {error}", server + 1)),
+            Some(Err(error)) => why.push(format!("server {}: {}", server + 1, reason(error))),
             None => why.push(format!("server {}: no answer in time", server + 1)),
         }
     }
     let what = format!(
-        "{} of {servers} servers had no vote, and {needed} are needed ({})",
-        why.len(),
+        "{} of {servers} servers vote now, and {needed} are needed ({})",
+        servers - why.len(),
         why.join("; ")
     );
     let open = answers
@@ -417,6 +417,17 @@ pub fn shortage<T>(answers: &Answers<T>) -> BackendError {
         BackendError::Unknown(what)
     } else {
         BackendError::Unavailable(what)
+    }
+}
+
+/// What an error says, without what sort it is of: that is said once for all.
+fn reason(error: &BackendError) -> String {
+    match error {
+        BackendError::Unavailable(text) | BackendError::Unknown(text) => text.clone(),
+        BackendError::Epoch
+        | BackendError::Forbidden(_)
+        | BackendError::NotFound(_)
+        | BackendError::Internal(_) => error.to_string(),
     }
 }
 

@@ -90,8 +90,8 @@ fn without_a_majority_the_error_says_what_is_known() {
     let error = |votes: &[_]| ballot(votes).refusal(0).unwrap_err();
     let few = error(&[Some(granted(1, 9)), Some(Err(away())), Some(Err(away()))]);
     assert_eq!(few.code(), "backend_unavailable");
-    assert!(few.to_string().contains("2 of 3 servers had no vote, and 2 are needed"), "{few}");
-    assert!(few.to_string().contains("server 2: the store did not take"), "{few}");
+    assert!(few.to_string().contains("1 of 3 servers vote now, and 2 are needed"), "{few}");
+    assert!(few.to_string().contains("server 2: cannot connect"), "{few}");
     // Two that have not answered could have granted.
     assert_eq!(error(&[Some(Err(away())), Some(Err(open())), None]).code(), "outcome_unknown");
     let epoch = || Some(Err(BackendError::Epoch));
