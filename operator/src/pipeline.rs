@@ -341,9 +341,8 @@ impl Planned {
 pub fn lease_keys(class: &BundleClass, substrate: Substrate) -> Vec<Key> {
     match (substrate, class.config.lock(substrate).map(|lock| lock.keys)) {
         (Substrate::Lease, Some(Keys::Fixed(keys))) => keys,
-        (Substrate::Lease, Some(Keys::Any) | None) | (Substrate::Redis | Substrate::Memory, _) => {
-            Vec::new()
-        }
+        (Substrate::Lease, Some(Keys::Any) | None)
+        | (Substrate::Redis | Substrate::Redlock | Substrate::Memory, _) => Vec::new(),
     }
 }
 

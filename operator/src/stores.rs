@@ -7,13 +7,18 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::v1alpha1::{Backend, backend::RedisSpec};
+use holdfast_api::v1alpha1::{
+    Backend,
+    backend::{RedisMode, RedisSpec},
+};
 use holdfast_backend::{
     hub::Hub,
-    redis::{Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Sentinels},
+    redis::{
+        Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Redlocks, Sentinels,
+    },
 };
 use holdfast_core::{
-    Address, BackendError, ClassName, Key, Kind, SessionId,
+    Address, BackendError, ClassName, Key, Kind, SessionId, SystemClock,
     lock::{Consistency, Fairness, Keys, LockBackend, LockConfig, LockView},
     ratelimit::Policy,
 };
@@ -24,6 +29,8 @@ use tokio::{
 };
 
 use crate::context::lock;
+
+pub mod members;
 
 /// Keys of a class that are looked at.
 const KEYS: usize = 1_000;
@@ -37,11 +44,16 @@ pub struct Store {
     pub config: RedisConfig,
     /// To look after it.
     pub admin: RedisAdmin,
-    observer: Arc<RedisLocks>,
-    permits: Arc<RedisSemaphores>,
+    observer: Arc<dyn LockBackend>,
+    /// `None` where semaphores cannot be.
+    permits: Option<Arc<RedisSemaphores>>,
     credentials: Arc<Mutex<Credentials>>,
-    /// The run of the store that has our library.
-    library_in: Mutex<Option<(String, Instant)>>,
+    /// The runs of servers that have our library, by the server's name.
+    library_in: Mutex<HashMap<String, (String, Instant)>>,
+    /// Connections to the servers of a store that has several, by address.
+    nodes: Mutex<HashMap<String, Arc<RedisAdmin>>>,
+    /// The servers that there were lately.
+    members: Mutex<Option<members::Members>>,
     /// A look at a class may scan all names of the store: one at a time.
     looks: Semaphore,
 }
@@ -79,6 +91,7 @@ impl Store {
         let credentials = Arc::new(Mutex::new(Credentials::default()));
         let source = credentials.clone();
         let config = match &spec.sentinel {
+            None if spec.mode == RedisMode::Cluster => RedisConfig::from_seeds(&spec.addresses),
             None => RedisConfig::new(address),
             Some(sentinel) => RedisConfig::from_sentinels(Sentinels {
                 addresses: spec.addresses.clone(),
@@ -94,16 +107,27 @@ impl Store {
         }
         let (_, no_epoch) = watch::channel(None);
         // Looking needs no epoch and no namespace of its own.
-        let observer =
-            RedisLocks::connect(config.clone(), "", SessionId::random(), Hub::new(), no_epoch)?;
+        let (session, hub) = (SessionId::random(), Hub::new());
+        let (observer, permits): (Arc<dyn LockBackend>, _) = match spec.mode {
+            RedisMode::Redlock => {
+                let who = (session, hub, Arc::new(SystemClock) as _);
+                (Redlocks::connect(&config, &spec.addresses, "", who, &no_epoch)?, None)
+            }
+            RedisMode::Standalone | RedisMode::Sentinel | RedisMode::Cluster => {
+                let locks = RedisLocks::connect(config.clone(), "", session, hub, no_epoch)?;
+                (locks.clone(), Some(RedisSemaphores::beside(locks)))
+            }
+        };
         Ok(Store {
             spec: spec.clone(),
             admin: RedisAdmin::connect(&config)?,
             config,
-            permits: RedisSemaphores::beside(observer.clone()),
+            permits,
             observer,
             credentials,
             library_in: Mutex::default(),
+            nodes: Mutex::default(),
+            members: Mutex::default(),
             looks: Semaphore::new(1),
         })
     }
@@ -113,17 +137,23 @@ impl Store {
         *lock(&self.credentials) = credentials;
     }
 
-    /// Sees to it that this run of the store has our function library.
+    /// Sees to it that this run of a server has our function library.
     ///
     /// # Errors
-    /// When the store does not answer, or does not let us.
-    pub async fn ensure_library(&self, run: &str) -> Result<(), BackendError> {
+    /// When the server does not answer, or does not let us.
+    pub async fn ensure_library(
+        &self,
+        server: &str,
+        admin: &RedisAdmin,
+        run: &str,
+    ) -> Result<(), BackendError> {
         let is_there = lock(&self.library_in)
-            .as_ref()
+            .get(server)
             .is_some_and(|(known, at)| known == run && at.elapsed() < SEE_TO_LIBRARY);
         if !is_there {
-            self.admin.load_library().await?;
-            *lock(&self.library_in) = Some((run.to_owned(), Instant::now()));
+            admin.load_library().await?;
+            let known = (run.to_owned(), Instant::now());
+            lock(&self.library_in).insert(server.to_owned(), known);
         }
         Ok(())
     }
@@ -141,7 +171,9 @@ impl Store {
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         let _turn = self.looks.acquire().await;
         let observer: &dyn LockBackend = match kind {
-            Kind::Semaphore => &*self.permits,
+            Kind::Semaphore => self.permits.as_deref().ok_or_else(|| {
+                BackendError::NotFound("semaphores on a Backend of mode Redlock".into())
+            })?,
             Kind::Lock | Kind::LeaderElection | Kind::RateLimit => &*self.observer,
         };
         let Keys::Fixed(keys) = &config.keys else {

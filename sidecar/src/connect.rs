@@ -7,15 +7,16 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
+use holdfast_api::bundle::{BundleBackend, Epoch, EpochRun, RedisAddress};
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks, LeaseSemaphores},
     limiter::Limiter,
     memory::{MemoryLocks, MemoryRateLimits, MemorySemaphores},
     redis::{
-        Ack, CredentialSource, Credentials, KnownEpoch, LocalEpoch, RedisConfig, RedisLocks,
-        RedisRateLimits, RedisSemaphores, Sentinels, client::Client as RedisClient,
+        Ack, CredentialSource, Credentials, KnownEpoch, KnownRun, LocalEpoch, RedisConfig,
+        RedisLocks, RedisRateLimits, RedisSemaphores, Redlocks, Sentinels,
+        client::Client as RedisClient,
     },
     waiter::LockClient,
 };
@@ -133,13 +134,22 @@ impl Backends {
                 let semaphores = LeaseSemaphores::beside(&locks);
                 (self.client(locks), self.client(semaphores))
             }
-            Substrate::Redis => {
+            Substrate::Redis | Substrate::Redlock => {
                 let address =
                     backend.redis.as_ref().ok_or("the bundle does not say where it is")?;
                 let source = self.credentials.as_ref().map(|dir| read_credentials(dir, name));
                 let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
                 sender = Some(known);
                 let config = mk_config(address, source)?;
+                if backend.substrate == Substrate::Redlock {
+                    let who = (self.session.clone(), self.hub.clone(), self.clock.clone());
+                    let (addresses, namespace) = (&address.addresses, &self.namespace);
+                    let locks = Redlocks::connect(&config, addresses, namespace, who, &receiver);
+                    let locks = self.client(locks.map_err(|error| error.to_string())?);
+                    let (substrate, epoch) = (backend.substrate, sender);
+                    let (semaphores, rate_limits) = (None, None);
+                    return Ok(Made { substrate, redis, epoch, locks, semaphores, rate_limits });
+                }
                 let OnRedis { locks, semaphores, limits } = self.redis(config, receiver)?;
                 rate_limits = Some(limits);
                 (locks, semaphores)
@@ -195,7 +205,17 @@ fn mk_epoch(epoch: Option<&Epoch>) -> Option<KnownEpoch> {
         number: epoch.number,
         replid: epoch.replid.clone(),
         open: epoch.open,
+        runs: epoch.runs.iter().map(mk_run).collect(),
     })
+}
+
+fn mk_run(run: &EpochRun) -> KnownRun {
+    KnownRun {
+        server: run.server.clone(),
+        replid: run.replid.clone(),
+        tags: run.tags.clone(),
+        open: run.open,
+    }
 }
 
 fn mk_config(

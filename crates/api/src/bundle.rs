@@ -7,8 +7,12 @@
 use std::collections::BTreeMap;
 
 use holdfast_core::{
-    ClassName, Guarantee, Key, Kind, Substrate, election::ElectionConfig, lock::LockConfig,
-    ratelimit::RateLimitConfig, semaphore::SemaphoreConfig, supports,
+    ClassName, Guarantee, Key, Kind, Substrate,
+    election::ElectionConfig,
+    lock::{LockConfig, redlock::majority},
+    ratelimit::RateLimitConfig,
+    semaphore::SemaphoreConfig,
+    supports,
 };
 use serde::{Deserialize, Serialize};
 
@@ -129,7 +133,8 @@ pub struct BundleBackend {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisAddress {
-    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary.
+    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary; of
+    /// all servers, where a majority of them decides.
     pub addresses: Vec<String>,
     /// What the Sentinels call the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -162,10 +167,37 @@ pub struct RedisAck {
 pub struct Epoch {
     /// Grows whenever data may have been lost.
     pub number: u64,
-    /// The `master_replid` it was opened for: a restart or a failover changes that.
+    /// The `master_replid` it was opened for: a restart or a failover changes that. Empty where
+    /// [`Epoch::runs`] says it of each server.
     pub replid: String,
-    /// Whether the quarantine is over and grants may be made.
+    /// Whether the quarantine is over and grants may be made; of several servers, on one at least.
     pub open: bool,
+    /// The servers, where there are several that can lose their data apart.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<EpochRun>,
+}
+
+/// The incarnation of one server's data, in an epoch of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EpochRun {
+    /// The server: its node id in a cluster, else its address.
+    pub server: String,
+    /// The `master_replid` it is trusted under.
+    pub replid: String,
+    /// What the names of its markers end in; empty for the plain one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Whether its quarantine is over and grants may be made on it.
+    pub open: bool,
+}
+
+impl Epoch {
+    /// Whether grants may be made on a substrate: where a majority decides, on a majority.
+    pub fn is_open_on(&self, substrate: Substrate) -> bool {
+        let open = self.runs.iter().filter(|run| run.open).count();
+        self.open && (substrate != Substrate::Redlock || open >= majority(self.runs.len()))
+    }
 }
 
 /// Whether a ServiceAccount may do something on a key. No rules: everybody may.
@@ -185,8 +217,13 @@ impl BundleBackend {
     /// A sentence for the user, when there is no such class.
     pub fn guarantee(&self, kind: Kind) -> Result<Guarantee, &'static str> {
         let ack = self.redis.as_ref().and_then(|redis| redis.ack);
+        let servers = self.redis.as_ref().map(|redis| redis.addresses.len());
         Ok(match (supports(kind, self.substrate)?, ack) {
             (Guarantee::BestEffort, Some(ack)) => Guarantee::PrimaryAck(ack.replicas),
+            (Guarantee::Majority(least), _) => {
+                let of = servers.and_then(|servers| u8::try_from(servers).ok());
+                Guarantee::Majority(of.unwrap_or(least))
+            }
             (guarantee, _) => guarantee,
         })
     }

@@ -10,6 +10,8 @@
 //!
 //! - [`sentinel`] finds the primary that Sentinels watch.
 //!
+//! - [`Redlocks`] are locks on a majority of several servers; `votes` is one server's part in them.
+//!
 //! One primary at a time, no cluster: the epoch's marker lives in another hash slot than the objects.
 
 mod acked;
@@ -22,20 +24,27 @@ pub mod keys;
 mod limited;
 mod lock;
 mod look;
+mod markers;
 mod policy;
 mod pushes;
 mod ratelimit;
+mod redlock;
 mod reply;
 pub mod scripts;
 mod semaphore;
 pub mod sentinel;
+pub mod slots;
+pub mod topology;
 pub mod users;
+mod votes;
 
 pub use acked::Ack;
-pub use admin::{Probe, RedisAdmin};
+pub use admin::{ClusterView, Probe, RedisAdmin};
 pub use config::{CredentialSource, Credentials, RedisConfig};
-pub use epoch::{KnownEpoch, LocalEpoch};
+pub use epoch::{KnownEpoch, KnownRun, LocalEpoch};
 pub use lock::RedisLocks;
+pub use markers::Marker;
 pub use ratelimit::RedisRateLimits;
+pub use redlock::Redlocks;
 pub use semaphore::RedisSemaphores;
 pub use sentinel::Sentinels;

@@ -19,7 +19,7 @@ pub async fn open(address: &str) -> anyhow::Result<KnownEpoch> {
     let admin = RedisAdmin::connect(&RedisConfig::new(address).map_err(anyhow::Error::msg)?)?;
     admin.load_library().await?;
     admin.open_epoch(NAMESPACE, 1).await?;
-    Ok(KnownEpoch { number: 1, replid: admin.probe().await?.replid, open: true })
+    Ok(KnownEpoch::of_one(1, admin.probe().await?.replid, true))
 }
 
 /// One connection as everybody shares it.

@@ -70,11 +70,12 @@ impl Declared {
     ) -> (Bundle, Vec<String>) {
         let classes: Vec<Class> = self.classes().map(|(_, _, class)| class.clone()).collect();
         let mut backends = BTreeMap::new();
-        // Offline nobody knows which Backends the cluster has; those that are not built in are Redis.
+        // Offline nobody knows which Backends the cluster has; those that are neither built in nor in
+        // the files are a Redis.
         for class in &classes {
             backends.entry(class.backend().to_owned()).or_insert(on(match class.backend() {
                 holdfast_api::bundle::LEASE_BACKEND => Substrate::Lease,
-                _ => Substrate::Redis,
+                name => self.substrate_of(name).unwrap_or(Substrate::Redis),
             }));
         }
         if let Some((name, substrate)) = all_on {
@@ -84,6 +85,16 @@ impl Declared {
         let environment = Environment { backends, all_on, ..Environment::default() };
         let (bundle, problems) = compile(namespace, &classes, &environment);
         (bundle, problems.iter().flat_map(|problem| self.complain(problem)).collect())
+    }
+
+    /// What a Backend of these files is.
+    fn substrate_of(&self, name: &str) -> Option<Substrate> {
+        self.objects.iter().find_map(|(_, located)| match &located.object {
+            Object::Backend(backend) if backend.metadata.name.as_deref() == Some(name) => {
+                Some(backend.spec.redis.mode.substrate())
+            }
+            Object::Backend(_) | Object::Class(_) => None,
+        })
     }
 
     fn classes(&self) -> impl Iterator<Item = (&Path, &Located, &Class)> {

@@ -75,7 +75,7 @@ impl ElectionConfig {
             max_waiters: MAX_CANDIDATES,
             fairness: match on {
                 Substrate::Memory | Substrate::Redis => Fairness::Fifo,
-                Substrate::Lease => Fairness::None,
+                Substrate::Lease | Substrate::Redlock => Fairness::None,
             },
             consistency: Consistency::Strict,
             fence_floor: self.fence_floor,

@@ -12,6 +12,7 @@ use crate::{
 };
 
 pub mod record;
+pub mod redlock;
 pub mod state;
 
 /// In what order waiters are served.

@@ -11,6 +11,8 @@ pub enum Substrate {
     Memory,
     /// One Redis or Valkey primary.
     Redis,
+    /// A majority of independent Redis or Valkey servers.
+    Redlock,
     /// `coordination.k8s.io` Leases, that is the API server's etcd.
     Lease,
 }
@@ -21,6 +23,7 @@ impl Substrate {
         match self {
             Substrate::Memory => "memory",
             Substrate::Redis => "redis",
+            Substrate::Redlock => "redlock",
             Substrate::Lease => "lease",
         }
     }
@@ -39,6 +42,9 @@ pub enum Guarantee {
     /// Grants live on one primary. A failover or lost data opens a new epoch; until it is noticed,
     /// an old hold and a new one may overlap.
     BestEffort,
+    /// Grants live on a majority of so many independent servers. Overlap needs clocks that are
+    /// further apart than the margins; fences are in order whatever clocks do.
+    Majority(u8),
     /// Grants live in one process and end with it.
     Process,
 }
@@ -49,6 +55,7 @@ impl std::fmt::Display for Guarantee {
             Guarantee::Consensus => f.write_str("Consensus"),
             Guarantee::PrimaryAck(n) => write!(f, "PrimaryAck({n})"),
             Guarantee::BestEffort => f.write_str("BestEffort"),
+            Guarantee::Majority(of) => write!(f, "Majority({} of {of})", of / 2 + 1),
             Guarantee::Process => f.write_str("Process"),
         }
     }
@@ -63,6 +70,19 @@ pub fn supports(kind: Kind, substrate: Substrate) -> Result<Guarantee, &'static 
         (Kind::Lock | Kind::LeaderElection, Substrate::Memory) => Ok(Guarantee::Process),
         (Kind::Lock | Kind::LeaderElection, Substrate::Redis) => Ok(Guarantee::BestEffort),
         (Kind::Lock | Kind::LeaderElection, Substrate::Lease) => Ok(Guarantee::Consensus),
+        (Kind::Lock, Substrate::Redlock) => Ok(Guarantee::Majority(3)),
+        (Kind::LeaderElection, Substrate::Redlock) => Err(
+            "Redlock keeps locks only: set backend to lease (the default), or to the name of a \
+             Backend of another mode",
+        ),
+        (Kind::Semaphore, Substrate::Redlock) => Err(
+            "Redlock keeps locks only, permits that a majority counts can be given out twice: set \
+             backend to the name of a Backend of another mode",
+        ),
+        (Kind::RateLimit, Substrate::Redlock) => Err(
+            "Redlock keeps locks only, a count has no majority: set backend to the name of a Backend \
+             of another mode",
+        ),
         (Kind::Semaphore, Substrate::Memory) => Ok(Guarantee::Process),
         (Kind::Semaphore, Substrate::Redis) => Ok(Guarantee::BestEffort),
         (Kind::Semaphore, Substrate::Lease) => Ok(Guarantee::Consensus),

@@ -12,14 +12,13 @@ use std::{
 
 use holdfast_api::{
     bundle::{
-        BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, LEASE_BACKEND, RedisAck,
-        RedisAddress,
+        BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend, Epoch, EpochRun, LEASE_BACKEND,
+        RedisAck, RedisAddress,
     },
     compile::{Class, Environment, compile, floor_key},
     names::{FINALIZER, LABEL_MANAGED},
-    v1alpha1::Backend,
+    v1alpha1::{Backend, backend::RunStatus},
 };
-use holdfast_core::Substrate;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -100,7 +99,7 @@ fn describe(backend: &Backend) -> BundleBackend {
     let redis = &backend.spec.redis;
     let epoch = backend.status.as_ref().and_then(|status| status.epoch.clone());
     BundleBackend {
-        substrate: Substrate::Redis,
+        substrate: redis.mode.substrate(),
         redis: Some(RedisAddress {
             addresses: redis.addresses.clone(),
             master_name: redis.sentinel.as_ref().map(|sentinel| sentinel.master_name.clone()),
@@ -115,8 +114,13 @@ fn describe(backend: &Backend) -> BundleBackend {
             number: epoch.number,
             replid: epoch.replid,
             open: epoch.open,
+            runs: epoch.runs.into_iter().map(describe_run).collect(),
         }),
     }
+}
+
+fn describe_run(run: RunStatus) -> EpochRun {
+    EpochRun { server: run.server, replid: run.replid, tags: run.tags, open: run.open }
 }
 
 /// Phase 1: all that a namespace's objects depend on.
@@ -155,8 +159,15 @@ pub async fn reconcile(namespace: Arc<Namespace>, ctx: Arc<Context>) -> Result<A
     )
     .await?;
     for (backend, described) in &mut found.environment.backends {
-        if let Some(epoch) = &mut described.epoch {
-            epoch.open &= tenants.is_open(backend);
+        match &mut described.epoch {
+            Some(epoch) if epoch.runs.is_empty() => epoch.open &= tenants.is_open(backend),
+            Some(epoch) => {
+                for run in &mut epoch.runs {
+                    run.open &= tenants.is_open_on(backend, &run.server);
+                }
+                epoch.open = epoch.runs.iter().any(|run| run.open);
+            }
+            None => {}
         }
     }
     let mut planned = plan(&found)?;

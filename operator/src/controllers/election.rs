@@ -76,7 +76,8 @@ async fn observed(
     let observed = match valid.substrate {
         Substrate::Lease => observe::leases(ctx, valid),
         Substrate::Redis => observe::store(ctx, valid, every(election), as_before(&before)).await,
-        Substrate::Memory => Observed::default(),
+        // Memory is each pod's own, and a majority keeps no elections.
+        Substrate::Memory | Substrate::Redlock => Observed::default(),
     };
     let leader = leader(observed.held.values().next(), &before);
     // Before the status says so: who waits for the status then finds the route.

@@ -118,7 +118,7 @@ impl Reported for Lock {
     ) -> Result<Option<Duration>, Error> {
         let observed = match valid.substrate {
             Substrate::Lease => observe::leases(ctx, valid),
-            Substrate::Redis => {
+            Substrate::Redis | Substrate::Redlock => {
                 observe::store(ctx, valid, observe::LEAST, as_before(&before)).await
             }
             Substrate::Memory => Observed::default(),

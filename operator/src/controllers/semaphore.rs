@@ -91,8 +91,8 @@ async fn observed(
             let (found, again) = slots(ctx, valid);
             (Some(found), again)
         }
-        // Each pod's own.
-        Substrate::Memory => (Some(Vec::new()), None),
+        // Never on a majority, and memory is each pod's own.
+        Substrate::Redlock | Substrate::Memory => (Some(Vec::new()), None),
     };
     let status = SemaphoreStatus {
         observed_generation: semaphore.metadata.generation,

@@ -40,6 +40,7 @@ use crate::{
 };
 
 mod rotation;
+mod servers;
 
 use rotation::{ANNOTATION_ROTATED, Turn};
 
@@ -55,8 +56,8 @@ const SEE_TO: Duration = Duration::from_secs(60);
 /// The users that this leader has seen to.
 #[derive(Default)]
 pub struct Users {
-    /// By Backend and namespace, the run of the store and the passwords they were made with. A store
-    /// that starts again has forgotten its users.
+    /// By Backend (and server, where there are several) and namespace, the run of the store and the
+    /// passwords they were made with. A store that starts again has forgotten its users.
     made: Mutex<HashMap<(String, String), (String, Vec<String>)>>,
     /// What each namespace's Secret says.
     secrets: Mutex<HashMap<String, Known>>,
@@ -76,6 +77,8 @@ type Of = (Option<String>, Vec<(String, RedisSpec)>);
 #[derive(Default)]
 pub struct Tenants {
     open: BTreeSet<String>,
+    /// Backend and server, where there are several.
+    open_runs: BTreeSet<(String, String)>,
     /// When to look again.
     pub again: Option<Duration>,
 }
@@ -84,6 +87,11 @@ impl Tenants {
     /// Whether the namespace may be told that the Backend's epoch is open.
     pub fn is_open(&self, backend: &str) -> bool {
         self.open.contains(backend)
+    }
+
+    /// As [`Tenants::is_open`], of one of several servers.
+    pub fn is_open_on(&self, backend: &str, server: &str) -> bool {
+        self.open_runs.contains(&(backend.to_owned(), server.to_owned()))
     }
 }
 
@@ -121,6 +129,16 @@ pub async fn provision(
         let before = published.and_then(|bundle| bundle.backends.get(&name)?.epoch.clone());
         let tenant = Tenant { ctx, namespace, backend, name: &name };
         let passwords = rotation::accepted(&credentials, &name);
+        if let Some(epoch) = tenant.epoch().filter(|epoch| !epoch.runs.is_empty()) {
+            let set_up = tenant.set_up_servers(&epoch, &passwords, before.as_ref()).await;
+            if !set_up.failed.is_empty() {
+                let failed = set_up.failed.join("; ");
+                tracing::debug!(backend = name, namespace, failed, "servers are not set up yet");
+                tenants.again = Some(RETRY);
+            }
+            tenants.open_runs.extend(set_up.open.into_iter().map(|run| (name.clone(), run)));
+            continue;
+        }
         let set_up = async {
             let store = ctx.stores.get(backend)?;
             tenant.ensure_user(&store, passwords).await?;
@@ -318,11 +336,11 @@ impl Tenant<'_> {
         match store.admin.marker(self.namespace).await? {
             Some(marked) if marked == epoch.number => Ok(true),
             Some(marked) if marked > epoch.number => {
-                self.doubt(marked, "a later epoch is marked in the store");
+                self.doubt("", marked, "a later epoch is marked in the store");
                 Ok(false)
             }
             _ if is_same(&epoch, before) => {
-                self.doubt(epoch.number, "the marker of a namespace was lost");
+                self.doubt("", epoch.number, "the marker of a namespace was lost");
                 Ok(false)
             }
             _ => match store.admin.open_epoch(self.namespace, epoch.number).await {
@@ -333,9 +351,9 @@ impl Tenant<'_> {
         }
     }
 
-    fn doubt(&self, above: u64, why: &'static str) {
-        tracing::warn!(backend = self.name, namespace = self.namespace, above, why);
-        self.ctx.doubts.raise_above(self.name, above);
+    fn doubt(&self, server: &str, above: u64, why: &'static str) {
+        tracing::warn!(backend = self.name, server, namespace = self.namespace, above, why);
+        self.ctx.doubts.raise_above(self.name, server, above);
         self.ctx.triggers.backend(self.name);
     }
 }
@@ -358,12 +376,15 @@ async fn forget_users(
 /// Deletes the user of a namespace, if the store lets us.
 pub async fn drop_user(ctx: &Context, namespace: &str, backend: &Backend) {
     let name = backend.name_any();
-    lock(&ctx.users.made).remove(&(name.clone(), namespace.to_owned()));
+    lock(&ctx.users.made).retain(|(of, on), _| !(servers::is_on(of, &name) && on == namespace));
     if backend.spec.redis.tenancy == Tenancy::Shared {
         return;
     }
     let Ok(store) = ctx.stores.get(backend) else { return };
     let user = username(namespace);
+    if backend.spec.redis.mode.has_several_servers() {
+        return servers::drop_users(&store, namespace, &user).await;
+    }
     match timeout(WITHIN, store.admin.drop_user(&user)).await {
         Ok(Ok(())) => {}
         failed => tracing::info!(backend = name, user, ?failed, "a user stays in the store"),

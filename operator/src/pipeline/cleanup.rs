@@ -194,8 +194,7 @@ impl<K: Controlled> End<'_, K> {
         if has_holds {
             ctx.floors.raise(&key, now).await?;
         }
-        let top =
-            store.admin.purge_class(&self.namespace, K::KIND, &class).await.map_err(failed)?;
+        let top = store.purge_class(&self.namespace, K::KIND, &class).await.map_err(failed)?;
         if top > now {
             ctx.floors.raise(&key, top).await?;
         }

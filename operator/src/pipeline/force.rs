@@ -10,10 +10,10 @@ use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
     lease::LeaseSemaphores,
-    redis::{KnownEpoch, RedisLocks, RedisSemaphores},
+    redis::{KnownEpoch, KnownRun, RedisLocks, RedisSemaphores, Redlocks},
 };
 use holdfast_core::{
-    Address, Fence, Key, Kind, SessionId, Substrate,
+    Address, Fence, Key, Kind, SessionId, Substrate, SystemClock,
     lock::{Keys, LockBackend, LockConfig},
 };
 use kube::{ResourceExt, runtime::events::EventType};
@@ -63,7 +63,13 @@ pub async fn by_annotation<K: Controlled>(
     let locks = backend(ctx, K::KIND, valid)?;
     let store = |error| Error::store(what.clone())(error);
     let view = within(locks.query(&at, config)).await.map_err(store)?;
-    let newest = view.last_fence.unwrap_or(Fence::new(0));
+    let held = view.holder.as_ref().map(|holder| holder.fence);
+    let newest = match valid.substrate {
+        // Requests that were not granted may have raised what single servers show.
+        Substrate::Redlock => held.or(view.last_fence),
+        Substrate::Lease | Substrate::Redis | Substrate::Memory => view.last_fence,
+    };
+    let newest = newest.unwrap_or(Fence::new(0));
     let meant_for = object.annotations().get(MEANT_FOR).and_then(|text| text.parse::<Fence>().ok());
     let Some(meant_for) = meant_for else {
         // The change brings us back here.
@@ -148,7 +154,7 @@ async fn within<T>(
 
 /// The substrate of a class, with the epoch of now.
 fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> {
-    if valid.substrate != Substrate::Redis {
+    if !matches!(valid.substrate, Substrate::Redis | Substrate::Redlock) {
         return Ok(match kind {
             Kind::Semaphore => LeaseSemaphores::beside(&ctx.leases),
             Kind::Lock | Kind::LeaderElection | Kind::RateLimit => ctx.leases.clone(),
@@ -160,11 +166,24 @@ fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBacke
     let backend = backend.map_err(Error::store(what()))?;
     let epoch = valid.published.as_ref().and_then(|bundle| {
         let epoch = bundle.backends.get(&valid.class.backend)?.epoch.clone()?;
-        Some(KnownEpoch { number: epoch.number, replid: epoch.replid, open: epoch.open })
+        let runs = epoch.runs.into_iter().map(|run| KnownRun {
+            server: run.server,
+            replid: run.replid,
+            tags: run.tags,
+            open: run.open,
+        });
+        let (number, replid, open) = (epoch.number, epoch.replid, epoch.open);
+        Some(KnownEpoch { number, replid, open, runs: runs.collect() })
     });
     let config = ctx.stores.get(backend).map_err(Error::store(what()))?.config.clone();
     let (_, known) = watch::channel(epoch);
     let session = SessionId::random();
+    if valid.substrate == Substrate::Redlock {
+        let who = (session, Hub::new(), Arc::new(SystemClock) as _);
+        let addresses = &backend.spec.redis.addresses;
+        let locks = Redlocks::connect(&config, addresses, &valid.namespace, who, &known);
+        return Ok(locks.map_err(Error::store(what()))?);
+    }
     let locks = RedisLocks::connect(config, &valid.namespace, session, Hub::new(), known);
     let locks = locks.map_err(Error::store(what()))?;
     Ok(match kind {

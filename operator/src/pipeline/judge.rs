@@ -24,7 +24,7 @@ pub fn ready(valid: &Valid, applied: &Applied) -> Verdict {
         return no(REASON_INVALID, message);
     }
     let in_doubt = match (valid.substrate, &valid.backend) {
-        (Substrate::Redis, Some(backend)) => match store(backend) {
+        (Substrate::Redis | Substrate::Redlock, Some(backend)) => match store(backend) {
             Ok(in_doubt) => in_doubt,
             Err(verdict) => return verdict,
         },
@@ -43,8 +43,9 @@ pub fn ready(valid: &Valid, applied: &Applied) -> Verdict {
     }
     let epoch =
         published.and_then(|bundle| bundle.backends.get(&valid.class.backend)?.epoch.clone());
-    let is_open = epoch.is_some_and(|epoch| epoch.open);
-    if valid.substrate == Substrate::Redis && !is_open && in_doubt.is_none() {
+    let is_open = epoch.is_some_and(|epoch| epoch.is_open_on(valid.substrate));
+    let is_on_store = matches!(valid.substrate, Substrate::Redis | Substrate::Redlock);
+    if is_on_store && !is_open && in_doubt.is_none() {
         let message = format!(
             "namespace \"{}\" is being set up on Backend \"{}\"",
             valid.namespace, valid.class.backend

@@ -21,7 +21,7 @@ use holdfast_api::{
 use holdfast_backend::{
     hub::Hub,
     lease::{LeaseClient, LeaseLocks},
-    redis::{Credentials, KnownEpoch, RedisConfig, RedisLocks},
+    redis::{Credentials, KnownEpoch, KnownRun, RedisConfig, RedisLocks},
 };
 use holdfast_core::{
     Address, ClassName, Fence, HoldId, Holder, Key, Kind, SessionId, Substrate, SystemClock,
@@ -274,6 +274,7 @@ impl<'a> Bed<'a> {
             number: epoch.number,
             replid: epoch.replid,
             open: epoch.open,
+            runs: epoch.runs.into_iter().map(known_run).collect(),
         });
         let address = &there.redis.as_ref().unwrap().addresses[0];
         let config = RedisConfig::new(address).unwrap();
@@ -307,6 +308,10 @@ impl<'a> Bed<'a> {
     pub async fn get_namespace(&self) -> Namespace {
         Api::<Namespace>::all(self.client.clone()).get(&self.namespace).await.unwrap()
     }
+}
+
+pub fn known_run(run: holdfast_api::bundle::EpochRun) -> KnownRun {
+    KnownRun { server: run.server, replid: run.replid, tags: run.tags, open: run.open }
 }
 
 /// Whether the operator has judged the newest generation so.

@@ -16,6 +16,7 @@ mod passwords;
 mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
+mod redlock;
 mod schema;
 mod semaphores;
 mod uninstall;

@@ -97,6 +97,8 @@ impl Terms {
 const fn ttl_floor(substrate: Substrate) -> Duration {
     match substrate {
         Substrate::Lease => Duration::from_secs(1),
+        // Two rounds to all servers must fit in, with a share of it for each of them.
+        Substrate::Redlock => Duration::from_millis(500),
         Substrate::Redis | Substrate::Memory => Duration::from_millis(100),
     }
 }

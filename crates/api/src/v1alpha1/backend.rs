@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_core::Substrate;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -44,19 +45,27 @@ pub struct BackendSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.mode in ['Standalone', 'Sentinel']")
-        .message("only the modes Standalone and Sentinel are supported by this version"),
+    validation = Rule::new("self.mode in ['Standalone', 'Sentinel', 'Redlock']")
+        .message("only the modes Standalone, Sentinel and Redlock are supported by this version"),
     validation = Rule::new("(self.mode == 'Sentinel') == has(self.sentinel)")
         .message("mode Sentinel needs sentinel.masterName, and only it has one"),
     validation = Rule::new("self.mode != 'Standalone' || self.addresses.size() == 1")
-        .message("mode Standalone has exactly one address")
+        .message("mode Standalone has exactly one address"),
+    validation = Rule::new("self.mode != 'Redlock' || self.addresses.size() in [3, 5]")
+        .message("mode Redlock has 3 or 5 addresses, of servers that know nothing of each other"),
+    validation = Rule::new("self.mode != 'Redlock' || self.addresses.all(a, self.addresses.exists_one(b, b == a))")
+        .message("mode Redlock needs different servers: an address is there twice"),
+    validation = Rule::new("self.mode != 'Redlock' || !has(self.ack)")
+        .message("mode Redlock has no ack: a majority of its servers has every grant")
 )]
 pub struct RedisSpec {
-    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. (Cluster and Redlock
-    /// are reserved.)
+    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. `Redlock`: a majority of
+    /// 3 or 5 servers that know nothing of each other; it keeps Locks only, without an order among
+    /// those who wait. (Cluster is reserved.)
     #[serde(default)]
     pub mode: RedisMode,
-    /// `host:port` of the server; in mode Sentinel those of the Sentinels, as many as there are.
+    /// `host:port` of the server; in mode Sentinel those of the Sentinels, as many as there are; in
+    /// mode Redlock those of all servers.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
     pub addresses: Vec<String>,
     /// What the Sentinels watch; in mode Sentinel only.
@@ -141,6 +150,24 @@ pub enum RedisMode {
     Redlock,
 }
 
+impl RedisMode {
+    /// What keeps the state of a class on servers that are arranged so.
+    pub const fn substrate(self) -> Substrate {
+        match self {
+            RedisMode::Standalone | RedisMode::Sentinel | RedisMode::Cluster => Substrate::Redis,
+            RedisMode::Redlock => Substrate::Redlock,
+        }
+    }
+
+    /// Whether there are several servers that can lose their data apart.
+    pub const fn has_several_servers(self) -> bool {
+        match self {
+            RedisMode::Standalone | RedisMode::Sentinel => false,
+            RedisMode::Cluster | RedisMode::Redlock => true,
+        }
+    }
+}
+
 /// How namespaces are kept apart.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Tenancy {
@@ -183,14 +210,39 @@ pub struct BackendStatus {
 }
 
 /// The incarnation of a store's data. Fences of a later one are higher than any of an earlier one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, KubeSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EpochStatus {
     /// Grows whenever data may have been lost.
     pub number: u64,
-    /// The replication id it was opened for.
+    /// The replication id it was opened for; empty where `runs` says it of each server.
     pub replid: String,
-    /// When grants may be made again: the holds of the epoch before have run out by then.
+    /// When grants may be made again: the holds of the epoch before have run out by then. Of several
+    /// servers, the last one to be opened.
+    pub not_before: Time,
+    /// Whether it has been opened; of several servers, at least one.
+    #[serde(default)]
+    pub open: bool,
+    /// The servers, where there are several that can lose their data apart: the primaries of a
+    /// cluster, the servers of a Redlock. All share one number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["server".to_string()]))]
+    pub runs: Vec<RunStatus>,
+}
+
+/// The incarnation of one server's data, in an epoch of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunStatus {
+    /// The server: its node id in a cluster, else its address.
+    pub server: String,
+    /// The replication id it is trusted under.
+    pub replid: String,
+    /// What the names of its markers end in: hash tags, one of a slot each that is on the server.
+    /// Empty for the one marker of a server without slots.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// When grants may be made on it again.
     pub not_before: Time,
     /// Whether it has been opened.
     #[serde(default)]

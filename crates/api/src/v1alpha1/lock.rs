@@ -265,6 +265,20 @@ impl Validate for Lock {
                  backend",
             );
         }
+        if on.substrate == Substrate::Redlock && spec.fairness == Some(Fairness::Fifo) {
+            refuse(
+                "spec.fairness",
+                "a Backend of mode Redlock cannot promise an order: leave fairness out, set it to \
+                 None, or choose a Backend of another mode",
+            );
+        }
+        if on.substrate == Substrate::Redlock && spec.consistency == Consistency::BestEffort {
+            refuse(
+                "spec.consistency",
+                "on a Backend of mode Redlock a server in doubt has no vote, so a Lock there is always \
+                 Strict: leave consistency out, or choose a Backend of another mode",
+            );
+        }
         if spec.backend == crate::bundle::MEMORY_BACKEND {
             refuse(
                 "spec.backend",
@@ -301,7 +315,9 @@ impl Validate for Lock {
             keys,
             max_waiters: spec.queue.max_waiters,
             fairness: match (spec.fairness, on.substrate) {
-                (Some(Fairness::None), _) | (None, Substrate::Lease) => lock::Fairness::None,
+                (Some(Fairness::None), _) | (None, Substrate::Lease | Substrate::Redlock) => {
+                    lock::Fairness::None
+                }
                 (Some(Fairness::Fifo), _) | (None, Substrate::Memory | Substrate::Redis) => {
                     lock::Fairness::Fifo
                 }

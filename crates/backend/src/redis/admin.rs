@@ -4,12 +4,15 @@
 use std::collections::HashMap;
 
 use holdfast_core::{BackendError, ClassName, Kind};
+use redis::Value;
 
 use super::{
     client::{Client, library_load},
     config::RedisConfig,
     keys,
+    reply::unexpected,
     scripts::Scripts,
+    topology::Topology,
 };
 
 /// Names that one round of a purge looks at.
@@ -41,14 +44,27 @@ pub struct Probe {
     pub role: String,
     /// Names the primary's run: another one means a restart or a failover.
     pub replid: String,
+    /// The run of the primary that it was a replica of, if it was.
+    pub took_over: Option<String>,
     /// `noeviction` is the only one that keeps holds and fences.
     pub maxmemory_policy: String,
     /// Whether a restart keeps what was written (append-only file).
     pub aof_enabled: bool,
     /// How many replicas follow.
     pub connected_replicas: u32,
-    /// Whether it is part of a cluster, which is not supported yet.
+    /// Whether it is part of a cluster.
     pub cluster_enabled: bool,
+}
+
+/// A cluster as one of its servers sees it.
+#[derive(Clone, Debug)]
+pub struct ClusterView {
+    /// The servers.
+    pub topology: Topology,
+    /// Whether it is served at all: every slot has a primary, and most primaries are in touch.
+    pub is_ok: bool,
+    /// The cluster's own epoch: of two views the higher one is the newer.
+    pub epoch: u64,
 }
 
 /// A store with the rights to look after it.
@@ -82,11 +98,33 @@ impl RedisAdmin {
             valkey,
             role: text("role"),
             replid: replication_field(&info)?,
+            // Redis writes zeros where there was none.
+            took_over: info
+                .get("master_replid2")
+                .filter(|id| id.chars().any(|digit| digit != '0'))
+                .cloned(),
             maxmemory_policy: text("maxmemory_policy"),
             aof_enabled: text("aof_enabled") == "1",
             connected_replicas: text("connected_slaves").parse().unwrap_or(0),
             cluster_enabled: text("cluster_enabled") == "1",
         })
+    }
+
+    /// The cluster that the server is part of, as it sees it.
+    ///
+    /// # Errors
+    /// See [`RedisAdmin::probe`]; an error of the server when it is part of none.
+    pub async fn cluster(&self, address: &str) -> Result<ClusterView, BackendError> {
+        let ask = async |what: &str| -> Result<Value, BackendError> {
+            self.client.run(redis::cmd("CLUSTER").arg(what)).await
+        };
+        let mut topology = Topology::from_slots(ask("SLOTS").await?, address)?;
+        let text = |value| redis::from_redis_value::<String>(value).map_err(unexpected);
+        topology.emptied = Topology::emptied(&text(ask("NODES").await?)?);
+        let info = pairs(&text(ask("INFO").await?)?);
+        let epoch = info.get("cluster_current_epoch").and_then(|epoch| epoch.parse().ok());
+        let is_ok = info.get("cluster_state").is_some_and(|state| state == "ok");
+        Ok(ClusterView { topology, is_ok, epoch: epoch.unwrap_or(0) })
     }
 
     /// Loads this version's function library next to those of other versions. Does nothing where
@@ -111,47 +149,17 @@ impl RedisAdmin {
     pub async fn unload_other_libraries(&self) -> Result<u32, BackendError> {
         let mut list = redis::cmd("FUNCTION");
         list.arg("LIST").arg("LIBRARYNAME").arg("holdfast_*");
-        let libraries: Vec<HashMap<String, redis::Value>> = self.client.run(&list).await?;
+        let libraries: Vec<HashMap<String, Value>> = self.client.run(&list).await?;
         let mut unloaded = 0;
         for mut library in libraries {
             let Some(name) = library.remove("library_name") else { continue };
-            let name: String = redis::from_redis_value(name).map_err(super::reply::unexpected)?;
+            let name: String = redis::from_redis_value(name).map_err(unexpected)?;
             if name != Scripts::shared().library() {
                 self.client.run::<()>(redis::cmd("FUNCTION").arg("DELETE").arg(name)).await?;
                 unloaded += 1;
             }
         }
         Ok(unloaded)
-    }
-
-    /// The epoch that a namespace is marked with, if it is.
-    ///
-    /// # Errors
-    /// See [`RedisAdmin::probe`].
-    pub async fn marker(&self, namespace: &str) -> Result<Option<u64>, BackendError> {
-        let text: Option<String> =
-            self.client.run(redis::cmd("GET").arg(keys::marker(namespace))).await?;
-        // A marker that is no number is as good as none: the scripts refuse both.
-        Ok(text.and_then(|text| text.parse().ok()))
-    }
-
-    /// Marks a namespace with an epoch: from now on transitions of that epoch, and of no other, are
-    /// carried out. Never lowers a marker.
-    ///
-    /// # Errors
-    /// See [`RedisAdmin::probe`]; [`BackendError::Epoch`] when a later epoch is marked already.
-    pub async fn open_epoch(&self, namespace: &str, number: u64) -> Result<(), BackendError> {
-        const OPEN: &str = "\
-            local now = tonumber(redis.call('GET', KEYS[1]) or '0') or 0\n\
-            if now > tonumber(ARGV[1]) then return 0 end\n\
-            redis.call('SET', KEYS[1], ARGV[1])\n\
-            return 1";
-        let mut command = redis::cmd("EVAL");
-        command.arg(OPEN).arg(1).arg(keys::marker(namespace)).arg(number);
-        match self.client.run::<u64>(&command).await? {
-            1 => Ok(()),
-            _ => Err(BackendError::Epoch),
-        }
     }
 
     /// Deletes all that a class has in the store, and returns the highest fence sequence it ever
@@ -191,8 +199,12 @@ pub(super) async fn section(
     name: &str,
 ) -> Result<HashMap<String, String>, BackendError> {
     let text: String = client.run(redis::cmd("INFO").arg(name)).await?;
+    Ok(pairs(&text))
+}
+
+fn pairs(text: &str) -> HashMap<String, String> {
     let pairs = text.lines().filter_map(|line| line.trim_end().split_once(':'));
-    Ok(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// The name of the primary's run.

@@ -39,6 +39,23 @@ struct Link {
     timeouts: AtomicU32,
 }
 
+/// Why there is no reply of use.
+pub(super) enum Failure {
+    /// Nothing was sent.
+    Unsent(BackendError),
+    /// The server refused, or the connection broke.
+    Sent(RedisError),
+}
+
+impl From<Failure> for BackendError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unsent(error) => error,
+            Failure::Sent(error) => errors::in_flight(&error),
+        }
+    }
+}
+
 struct Reconnect {
     backoff: Backoff,
     not_before: Option<(Instant, BackendError)>,
@@ -88,10 +105,15 @@ impl Client {
     /// See [`errors`]; bounded by the response time-out plus, where a connection has to be made
     /// first, the connect time-out.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackendError> {
-        let link = self.link().await?;
-        let value = self.send(&link, command).await.map_err(|error| errors::in_flight(&error))?;
+        let value = self.try_run(command).await?;
         redis::from_redis_value(value)
             .map_err(|error| BackendError::Unknown(format!("an unexpected reply: {error}")))
+    }
+
+    /// As [`Client::run`], with the server's own error.
+    pub(super) async fn try_run(&self, command: &Cmd) -> Result<Value, Failure> {
+        let link = self.link().await.map_err(Failure::Unsent)?;
+        self.send(&link, command).await.map_err(Failure::Sent)
     }
 
     /// Runs a transition.

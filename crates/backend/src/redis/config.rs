@@ -1,6 +1,13 @@
 //! Where a store is, and who we are to it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use holdfast_core::BackendError;
 use redis::{
@@ -13,6 +20,7 @@ use super::{
     client::TIMEOUTS_TO_RECONNECT,
     sentinel::{self, Sentinels},
 };
+use crate::hub::lock;
 
 /// A user of the store.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -39,6 +47,7 @@ pub struct RedisConfig {
     db: i64,
     ca_pem: Option<Vec<u8>>,
     sentinels: Option<Sentinels>,
+    seeds: Option<Arc<Seeds>>,
     credentials: CredentialSource,
     /// How many replicas must have a grant before it is answered; none without it.
     pub ack: Option<Ack>,
@@ -48,6 +57,41 @@ pub struct RedisConfig {
     pub connect_timeout: Duration,
 }
 
+/// Servers of a cluster: those that were named, and those that were heard of since.
+pub(super) struct Seeds {
+    named: Vec<String>,
+    heard_of: Mutex<Vec<String>>,
+    turn: AtomicUsize,
+}
+
+impl Seeds {
+    fn new(named: &[String]) -> Self {
+        let (heard_of, turn) = (Mutex::default(), AtomicUsize::new(0));
+        Seeds { named: named.to_vec(), heard_of, turn }
+    }
+
+    /// All of them, each once.
+    pub(super) fn all(&self) -> Vec<String> {
+        let mut all = lock(&self.heard_of).clone();
+        all.extend(
+            self.named.iter().filter(|seed| !all.contains(seed)).cloned().collect::<Vec<_>>(),
+        );
+        all
+    }
+
+    /// Another one each time: whoever is away is not asked twice in a row.
+    pub(super) fn next(&self) -> String {
+        let (mut all, turn) = (self.all(), self.turn.fetch_add(1, Relaxed));
+        let index = turn % all.len().max(1);
+        all.swap_remove(index)
+    }
+
+    /// The servers there are by now.
+    pub(super) fn hear_of(&self, addresses: Vec<String>) {
+        *lock(&self.heard_of) = addresses;
+    }
+}
+
 impl RedisConfig {
     /// A store from `host:port`, without TLS or credentials.
     ///
@@ -55,7 +99,7 @@ impl RedisConfig {
     /// A sentence that says what is expected.
     pub fn new(address: &str) -> Result<Self, String> {
         let (host, port) = parse_address(address)?;
-        Ok(Self::at(ConnectionAddr::Tcp(host, port), 0, Credentials::default()))
+        Ok(Self::of(ConnectionAddr::Tcp(host, port), 0, Credentials::default()))
     }
 
     /// The primary that Sentinels name, now and after each failover.
@@ -72,6 +116,20 @@ impl RedisConfig {
         Ok(config)
     }
 
+    /// A cluster, of which some servers are known.
+    ///
+    /// # Errors
+    /// A sentence that says what is expected.
+    pub fn from_seeds(addresses: &[String]) -> Result<Self, String> {
+        for address in addresses {
+            parse_address(address)?;
+        }
+        let first = addresses.first().ok_or("name the address of a server of the cluster")?;
+        let mut config = Self::new(first)?;
+        config.seeds = Some(Arc::new(Seeds::new(addresses)));
+        Ok(config)
+    }
+
     /// A store from `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
     ///
     /// # Errors
@@ -85,15 +143,16 @@ impl RedisConfig {
             username: settings.username().map(Into::into),
             password: settings.password().map(Into::into),
         };
-        Ok(Self::at(info.addr().clone(), settings.db(), credentials))
+        Ok(Self::of(info.addr().clone(), settings.db(), credentials))
     }
 
-    fn at(addr: ConnectionAddr, db: i64, credentials: Credentials) -> Self {
+    fn of(addr: ConnectionAddr, db: i64, credentials: Credentials) -> Self {
         RedisConfig {
             addr,
             db,
             ca_pem: None,
             sentinels: None,
+            seeds: None,
             ack: None,
             credentials: Arc::new(move || Ok(credentials.clone())),
             response_timeout: Duration::from_secs(1),
@@ -135,10 +194,26 @@ impl RedisConfig {
 
     /// A client with the credentials of now; of the primary of now, where Sentinels name it.
     pub(super) async fn find(&self) -> Result<redis::Client, BackendError> {
-        match &self.sentinels {
-            None => self.open(),
-            Some(sentinels) => sentinel::find(self, sentinels).await,
+        match (&self.sentinels, &self.seeds) {
+            (Some(sentinels), _) => sentinel::find(self, sentinels).await,
+            (None, Some(seeds)) => self.at(&seeds.next()).and_then(|config| config.open()),
+            (None, None) => self.open(),
         }
+    }
+
+    /// One server, which is reached as this store is: the same users and encryption.
+    ///
+    /// # Errors
+    /// When that is no address.
+    pub fn at(&self, address: &str) -> Result<Self, BackendError> {
+        let (host, port) = parse_address(address).map_err(BackendError::Unavailable)?;
+        let addr = self.addr_like(host, port);
+        Ok(RedisConfig { addr, sentinels: None, seeds: None, ..self.clone() })
+    }
+
+    /// The servers of a cluster; `None` of anything else.
+    pub(super) fn seeds(&self) -> Option<&Arc<Seeds>> {
+        self.seeds.as_ref()
     }
 
     /// A client with the credentials of now; whether the configuration can be used at all.

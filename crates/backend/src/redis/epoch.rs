@@ -25,9 +25,38 @@ use super::{
 pub struct KnownEpoch {
     /// Its number: the high bits of every fence.
     pub number: u64,
-    /// The run of the primary that it was opened for.
+    /// The run of the primary that it was opened for; empty where `runs` says it of each server.
     pub replid: String,
-    /// Whether strict classes may grant in it. Closed in quarantine.
+    /// Whether strict classes may grant in it. Closed in quarantine. Of several servers, whether
+    /// they may on one at least.
+    pub open: bool,
+    /// The servers, where there are several that can lose their data apart.
+    pub runs: Vec<KnownRun>,
+}
+
+impl KnownEpoch {
+    /// As one of the servers has it.
+    pub(super) fn of(&self, server: &str) -> Option<KnownEpoch> {
+        let run = self.runs.iter().find(|run| run.server == server)?;
+        Some(KnownEpoch::of_one(self.number, run.replid.clone(), run.open))
+    }
+
+    /// Of one server.
+    pub const fn of_one(number: u64, replid: String, open: bool) -> Self {
+        KnownEpoch { number, replid, open, runs: Vec::new() }
+    }
+}
+
+/// What is known of one server in an epoch of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownRun {
+    /// Its node id in a cluster, else its address.
+    pub server: String,
+    /// The run of the server that is trusted.
+    pub replid: String,
+    /// What the names of its markers end in; empty for the plain one.
+    pub tags: Vec<String>,
+    /// Whether strict classes may grant on it.
     pub open: bool,
 }
 
@@ -129,14 +158,14 @@ impl Keeper {
         let run = marked.map(|number| format!("{number} {}", seen.replid));
         // The marker is good when it was set in this run of the store, by this process or another.
         if let (Some(number), true) = (marked, run == seen.run) {
-            self.tell(KnownEpoch { number, replid: seen.replid, open: true });
+            self.tell(KnownEpoch::of_one(number, seen.replid, true));
             return Ok(());
         }
         let before = self.known.borrow().as_ref().map(|known| known.number);
         let number = [marked, before].into_iter().flatten().max().map_or(0, |n| n + 1).max(floor());
         if marked.is_some() || before.is_some() {
             tracing::warn!(number, "the store may have lost data: a new epoch");
-            self.tell(KnownEpoch { number, replid: seen.replid.clone(), open: false });
+            self.tell(KnownEpoch::of_one(number, seen.replid.clone(), false));
             sleep(self.quarantine).await;
         }
         self.raise(&seen, number).await
@@ -148,7 +177,7 @@ impl Keeper {
         command.arg(RAISE).arg(2).arg(&self.marker).arg(&self.run);
         command.arg(seen.marker.as_deref().unwrap_or_default()).arg(number).arg(&seen.replid);
         if self.client.run::<u64>(&command).await? == 1 {
-            self.tell(KnownEpoch { number, replid: seen.replid.clone(), open: true });
+            self.tell(KnownEpoch::of_one(number, seen.replid.clone(), true));
         }
         Ok(())
     }

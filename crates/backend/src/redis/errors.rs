@@ -69,6 +69,13 @@ pub fn meaning(error: &RedisError) -> Option<Meaning> {
     }))
 }
 
+/// Where else a request is to be sent: `host:port`, and whether only this once (ASK). The host may
+/// be empty.
+pub(super) fn redirect(error: &RedisError) -> Option<(&str, bool)> {
+    let (address, _) = error.redirect_node()?;
+    Some((address, error.code() == Some("ASK")))
+}
+
 /// The error of a request that was (or may have been) sent.
 pub fn in_flight(error: &RedisError) -> BackendError {
     let text = error.to_string();

@@ -2,8 +2,10 @@
 //!
 //! - `hf:<namespace>:{<kind>/<class>/<key>}:<part>`: a part of one object. The braces are the hash
 //!   tag: all parts of an object are in one cluster slot.
-//! - `hf:<namespace>:epoch`: the namespace's epoch marker, which only the operator writes.
+//! - `hf:<namespace>:epoch`: the namespace's epoch marker, which only the operator writes. In a
+//!   cluster `hf:<namespace>:epoch:{<tag>}`, two on each primary.
 //! - `hf:<namespace>:s:<session>`: the channel of a session's pushes.
+//! - `hf:<namespace>:s:~<kind>/<class>/<key>`: where it is said that an object has become free.
 //!
 //! Namespace and key are percent-escaped but for `A-Z a-z 0-9 - . _ /`. No input can so forge a
 //! hash tag (`{ }`), a separator (`:`) or a glob of an ACL rule or a SCAN (`* ? [ ] \`), and
@@ -81,6 +83,11 @@ pub fn marker(namespace: &str) -> String {
     name
 }
 
+/// The marker of a namespace on one server of a cluster, in the slot of a hash tag.
+pub fn marker_at(namespace: &str, tag: &str) -> String {
+    format!("{}:{{{tag}}}", marker(namespace))
+}
+
 /// Where a [`LocalEpoch`](super::LocalEpoch) notes the run that its epoch belongs to.
 pub fn marker_run(namespace: &str) -> String {
     let mut name = namespace_stem(namespace);
@@ -98,6 +105,17 @@ pub fn channel_prefix(namespace: &str) -> String {
 /// The channel of a session.
 pub fn channel(namespace: &str, session: &SessionId) -> String {
     format!("{}{session}", channel_prefix(namespace))
+}
+
+/// The channel on which those who wait hear that an object has become free. No session has such a
+/// name.
+pub fn freed_channel(at: &Address) -> String {
+    let mut name = channel_prefix(&at.namespace);
+    for part in ["~", at.kind.singular(), "/", at.class.as_str(), "/"] {
+        name.push_str(part);
+    }
+    escape_into(&mut name, at.key.as_str());
+    name
 }
 
 /// What every name of a namespace starts with. Ends in a separator, so that the rights of `ns1` do

@@ -27,14 +27,11 @@ use super::{
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
     policy::{MAX_MS, Policies},
-    pushes::{Listener, PushCounts},
+    pushes::{Listener, PushCounts, Topics},
     reply::{Reply, unexpected},
     scripts::Transition,
 };
 use crate::hub::Hub;
-
-/// How many waiters a view names.
-pub(super) const NAMES_IN_VIEW: &str = "10";
 
 /// Locks of one namespace in one Redis, for one session.
 ///
@@ -48,12 +45,14 @@ pub(super) const NAMES_IN_VIEW: &str = "10";
 pub struct RedisLocks {
     pub(super) client: Arc<Client>,
     pub(super) acked: Option<Acked>,
-    namespace: Arc<str>,
+    pub(super) namespace: Arc<str>,
     marker: String,
-    channel_prefix: String,
+    pub(super) channel_prefix: String,
     epoch: watch::Receiver<Option<KnownEpoch>>,
     policies: Policies<Policy>,
     in_doubt: AtomicBool,
+    /// Its name among several servers that vote: in doubt it has no vote, whatever its class says.
+    voter: Option<String>,
     counts: Arc<PushCounts>,
     subscribed: watch::Receiver<bool>,
     _listener: AbortOnDropHandle<()>,
@@ -86,7 +85,20 @@ impl RedisLocks {
         hub: Arc<Hub>,
         epoch: watch::Receiver<Option<KnownEpoch>>,
     ) -> Result<Arc<Self>, BackendError> {
+        Self::as_voter(client, namespace, session, hub, epoch, None)
+    }
+
+    /// As [`RedisLocks::with_client`]; as one of several servers that vote, if it has a name among them.
+    pub(super) fn as_voter(
+        client: Arc<Client>,
+        namespace: &str,
+        session: SessionId,
+        hub: Arc<Hub>,
+        epoch: watch::Receiver<Option<KnownEpoch>>,
+        voter: Option<(String, Topics)>,
+    ) -> Result<Arc<Self>, BackendError> {
         client.config().open()?;
+        let (voter, topics) = voter.unzip();
         let counts = Arc::new(PushCounts::default());
         let (sender, subscribed) = watch::channel(false);
         let listener = Listener {
@@ -95,6 +107,7 @@ impl RedisLocks {
             hub,
             counts: counts.clone(),
             subscribed: sender,
+            topics,
         };
         let acked = client.config().ack;
         let acked = acked.map(|ack| Acked::start(client.config(), client.scripts(), ack));
@@ -107,6 +120,7 @@ impl RedisLocks {
             epoch,
             policies: Policies::default(),
             in_doubt: AtomicBool::new(false),
+            voter,
             counts,
             subscribed,
             _listener: AbortOnDropHandle::new(tokio::spawn(listener.run())),
@@ -131,7 +145,7 @@ impl RedisLocks {
     }
 
     /// Runs a transition that changes something; the reply without its doubt.
-    async fn step(
+    pub(super) async fn step(
         &self,
         transition: Transition,
         at: &Address,
@@ -182,6 +196,27 @@ impl RedisLocks {
         Ok(reply)
     }
 
+    /// Sends a request; the verdict, and the rest of the reply.
+    pub(super) async fn ask(
+        &self,
+        at: &Address,
+        request: &Acquire,
+    ) -> Result<(String, Reply), BackendError> {
+        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
+        let args = [
+            request.hold.as_str(),
+            request.session.as_str(),
+            &ttl,
+            &max_hold,
+            if request.enqueue { "1" } else { "0" },
+            request.holder.as_str(),
+        ];
+        let hold = Some(&request.hold);
+        let mut reply =
+            self.step(Transition::LockAcquire, at, &request.config, hold, &args).await?;
+        Ok((reply.text()?, reply))
+    }
+
     /// Takes back a grant that nobody has been told of. Without a tombstone: the same request may be
     /// tried again.
     async fn undo(&self, at: &Address, request: &Acquire) -> Result<(), BackendError> {
@@ -193,11 +228,15 @@ impl RedisLocks {
     }
 
     /// The epoch to act in, and how sure to be of it.
-    fn known_epoch(
+    pub(super) fn known_epoch(
         &self,
         consistency: Consistency,
     ) -> Result<(KnownEpoch, &'static str), BackendError> {
         let known = self.epoch.borrow().clone();
+        if let Some(name) = &self.voter {
+            let run = known.as_ref().and_then(|known| known.of(name));
+            return run.filter(|run| run.open).map(|run| (run, "s")).ok_or(BackendError::Epoch);
+        }
         match (consistency, known) {
             // Without a number there is no fence, however little is asked.
             (_, None) => Err(BackendError::Epoch),
@@ -218,26 +257,6 @@ impl RedisLocks {
             }
         }
     }
-
-    async fn view(&self, at: &Address) -> Result<LockView, BackendError> {
-        let names = ObjectKeys::new(at);
-        let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
-        let keys = [record.as_str(), &queue, &waiters];
-        let reply = self.client.call(Transition::LockQuery, &keys, &[NAMES_IN_VIEW]).await?;
-        let mut reply = Reply::new(reply);
-        let (seq, epoch, waiters) = (reply.number()?, reply.number()?, reply.count()?);
-        let queue = reply.names()?;
-        let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-        let holder = if reply.is_empty() {
-            None
-        } else {
-            let (holder, ttl, held_for) = (reply.name()?, reply.millis()?, reply.millis()?);
-            Some(HolderView { holder, fence, ttl, held_for, permits: 1 })
-        };
-        let (others, held) = (Vec::new(), u32::from(holder.is_some()));
-        let last_fence = (seq > 0).then_some(fence);
-        Ok(LockView { holder, others, holds: held, used: held, waiters, queue, last_fence })
-    }
 }
 
 #[async_trait]
@@ -254,23 +273,10 @@ impl LockBackend for RedisLocks {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
-        let args = [
-            request.hold.as_str(),
-            request.session.as_str(),
-            &ttl,
-            &max_hold,
-            if request.enqueue { "1" } else { "0" },
-            request.holder.as_str(),
-        ];
-        let hold = Some(&request.hold);
-        let mut reply =
-            self.step(Transition::LockAcquire, at, &request.config, hold, &args).await?;
-        Ok(match reply.text()?.as_str() {
+        let (verdict, mut reply) = self.ask(at, request).await?;
+        Ok(match verdict.as_str() {
             "G" => {
-                let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
-                let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-                let is_new = reply.number()? == 1;
+                let (grant, is_new) = read_grant(&mut reply)?;
                 if let Some(acked) = &self.acked {
                     let (got, ack) = (reply.number()?, acked.ack());
                     if got < u64::from(ack.replicas) {
@@ -281,7 +287,7 @@ impl LockBackend for RedisLocks {
                         return Err(ack.short_of(got));
                     }
                 }
-                Attempt::Granted(Grant { fence, ttl, claimed: true })
+                Attempt::Granted(grant)
             }
             "Q" => Attempt::Queued { position: reply.count()? },
             "L" => Attempt::Locked { retry_after: reply.millis()?, waiters: reply.count()? },
@@ -353,15 +359,7 @@ impl LockBackend for RedisLocks {
     }
 
     async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
-        // A store that lost the newest grant shows an older one, or none. Whoever does not hold by its
-        // record holds nothing of an earlier epoch any more: a new one opens after that.
-        let (epoch, _) = self.known_epoch(config.consistency)?;
-        let floor = Fence::compose(epoch.number, config.fence_floor.sequence());
-        let mut reply = self.step(Transition::LockNewest, at, config, None, &[]).await?;
-        let (seq, of) = (reply.number()?, reply.number()?);
-        let granted = Fence::compose(of, seq).map_err(unexpected)?;
-        let is_held = reply.number()? == 1;
-        Ok(if is_held { granted } else { granted.max(floor.map_err(unexpected)?) })
+        Ok(self.standing(at, config).await?.fence)
     }
 
     async fn force_release(
@@ -389,6 +387,13 @@ impl LockBackend for RedisLocks {
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         self.look(kind, namespace, class, limit, |at| async move { self.view(&at).await }).await
     }
+}
+
+/// A grant, and whether nobody knows of it yet.
+pub(super) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendError> {
+    let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
+    let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+    Ok((Grant { fence, ttl, claimed: true }, reply.number()? == 1))
 }
 
 pub(super) fn encode_ms(time: Duration) -> String {

@@ -4,6 +4,7 @@
 //! say) is learnt from the session's next beat.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -19,7 +20,7 @@ use holdfast_core::{
 };
 use redis::aio::{PubSubSink, PubSubStream};
 use tokio::{
-    sync::watch,
+    sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -42,8 +43,17 @@ pub struct PushCounts {
     pub lost_connections: AtomicU64,
 }
 
+/// More channels to listen to, as they are wanted, and where the names of those go on which something
+/// was said, with the number that this store has among several.
+pub(super) struct Topics {
+    pub(super) wanted: watch::Receiver<BTreeSet<String>>,
+    pub(super) heard: mpsc::UnboundedSender<(usize, String)>,
+    pub(super) server: usize,
+}
+
 /// Listens to a channel until it is dropped.
 pub(super) struct Listener {
+    pub(super) topics: Option<Topics>,
     pub(super) config: RedisConfig,
     pub(super) channel: String,
     pub(super) hub: Arc<Hub>,
@@ -52,7 +62,7 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         loop {
             match self.subscribe().await {
@@ -85,16 +95,26 @@ impl Listener {
     }
 
     /// Returns when the connection is gone.
-    async fn listen(&self, mut sink: PubSubSink, mut stream: PubSubStream) {
+    async fn listen(&mut self, mut sink: PubSubSink, mut stream: PubSubStream) {
+        let mut topics = BTreeSet::new();
+        if let Some(Topics { wanted, .. }) = &mut self.topics {
+            wanted.mark_changed();
+        }
         let mut ping = interval(PING_EVERY);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.tick().await;
         loop {
             tokio::select! {
                 message = stream.next() => match message {
-                    Some(message) => self.deliver(message.get_payload_bytes()),
+                    Some(message) => self.deliver(&message),
                     None => return,
                 },
+                wanted = changed(&mut self.topics) => {
+                    let follow = follow(&mut sink, &mut topics, wanted);
+                    if !matches!(timeout(self.config.response_timeout, follow).await, Ok(Ok(()))) {
+                        return;
+                    }
+                }
                 _ = ping.tick() => {
                     let pong = timeout(self.config.response_timeout, sink.ping::<redis::Value>());
                     if !matches!(pong.await, Ok(Ok(_))) {
@@ -105,7 +125,13 @@ impl Listener {
         }
     }
 
-    fn deliver(&self, payload: &[u8]) {
+    fn deliver(&self, message: &redis::Msg) {
+        let (channel, payload) = (message.get_channel_name(), message.get_payload_bytes());
+        if let Some(topics) = self.topics.as_ref().filter(|_| channel != self.channel) {
+            // Nobody listens any more when the reader is gone.
+            let _ = topics.heard.send((topics.server, channel.to_owned()));
+            return;
+        }
         let Some((hold, push)) = std::str::from_utf8(payload).ok().and_then(parse) else {
             self.counts.garbled.fetch_add(1, Relaxed);
             tracing::warn!(channel = self.channel, "a push that no version of ours sends");
@@ -115,6 +141,32 @@ impl Listener {
         let count = if reached { &self.counts.delivered } else { &self.counts.unclaimed };
         count.fetch_add(1, Relaxed);
     }
+}
+
+/// The channels that are wanted, when they have changed.
+async fn changed(topics: &mut Option<Topics>) -> BTreeSet<String> {
+    if let Some(Topics { wanted, .. }) = topics
+        && wanted.changed().await.is_ok()
+    {
+        return wanted.borrow_and_update().clone();
+    }
+    std::future::pending().await
+}
+
+/// Listens to what is wanted and to nothing else.
+async fn follow(
+    sink: &mut PubSubSink,
+    topics: &mut BTreeSet<String>,
+    wanted: BTreeSet<String>,
+) -> redis::RedisResult<()> {
+    for topic in wanted.difference(topics) {
+        sink.subscribe(topic).await?;
+    }
+    for topic in topics.difference(&wanted) {
+        sink.unsubscribe(topic).await?;
+    }
+    *topics = wanted;
+    Ok(())
 }
 
 /// `g <hold> <seq> <ttl ms> <epoch>` is a grant, `l <hold>` a loss. What follows is of later

@@ -32,6 +32,8 @@ pub enum Transition {
     LockQuery,
     /// `lock_newest.lua`.
     LockNewest,
+    /// `lock_raise.lua`.
+    LockRaise,
     /// `ratelimit_check.lua`.
     RatelimitCheck,
     /// `ratelimit_refund.lua`.
@@ -58,7 +60,7 @@ pub enum Transition {
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 19] = [
+    pub const ALL: [Transition; 20] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
@@ -67,6 +69,7 @@ impl Transition {
         Transition::LockForceRelease,
         Transition::LockQuery,
         Transition::LockNewest,
+        Transition::LockRaise,
         Transition::RatelimitCheck,
         Transition::RatelimitRefund,
         Transition::RatelimitRelease,
@@ -90,6 +93,7 @@ impl Transition {
             Transition::LockForceRelease => "lock_force_release",
             Transition::LockQuery => "lock_query",
             Transition::LockNewest => "lock_newest",
+            Transition::LockRaise => "lock_raise",
             Transition::RatelimitCheck => "ratelimit_check",
             Transition::RatelimitRefund => "ratelimit_refund",
             Transition::RatelimitRelease => "ratelimit_release",
@@ -114,6 +118,7 @@ impl Transition {
             Transition::LockForceRelease => include_str!("lua/lock_force_release.lua"),
             Transition::LockQuery => include_str!("lua/lock_query.lua"),
             Transition::LockNewest => include_str!("lua/lock_newest.lua"),
+            Transition::LockRaise => include_str!("lua/lock_raise.lua"),
             Transition::RatelimitCheck => include_str!("lua/ratelimit_check.lua"),
             Transition::RatelimitRefund => include_str!("lua/ratelimit_refund.lua"),
             Transition::RatelimitRelease => include_str!("lua/ratelimit_release.lua"),
@@ -138,7 +143,8 @@ impl Transition {
             | Transition::LockBeat
             | Transition::LockForceRelease
             | Transition::LockQuery
-            | Transition::LockNewest => &[PRELUDE],
+            | Transition::LockNewest
+            | Transition::LockRaise => &[PRELUDE],
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease
@@ -164,6 +170,7 @@ impl Transition {
             | Transition::LockCancel
             | Transition::LockBeat
             | Transition::LockForceRelease
+            | Transition::LockRaise
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease
             | Transition::RatelimitPutBack

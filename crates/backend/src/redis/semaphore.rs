@@ -16,7 +16,8 @@ use holdfast_core::{
 use super::{
     RedisLocks,
     keys::ObjectKeys,
-    lock::{NAMES_IN_VIEW, encode_ms},
+    lock::encode_ms,
+    look::NAMES_IN_VIEW,
     policy::Policies,
     reply::{Reply, unexpected},
     scripts::Transition,

@@ -70,7 +70,7 @@ pub fn mk_config(world: &dyn World) -> LockConfig {
         keys: Keys::Any,
         max_waiters: 100,
         fairness: match world.substrate() {
-            Substrate::Lease => Fairness::None,
+            Substrate::Lease | Substrate::Redlock => Fairness::None,
             Substrate::Memory | Substrate::Redis => Fairness::Fifo,
         },
         consistency: Consistency::Strict,

@@ -17,8 +17,11 @@ mod lease;
 mod lock;
 mod ratelimit;
 mod redis;
+mod redlock;
 mod semaphore;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../support/redis.rs"]
 mod server;
+#[path = "../support/servers.rs"]
+mod servers;
 mod stale;

@@ -51,7 +51,7 @@ impl Store {
         let replid = eventually("the store answers", async || self.admin.probe().await.ok()).await;
         self.admin.open_epoch(NAMESPACE, number).await.unwrap();
         let replid = replid.replid;
-        self.epoch.send_replace(Some(KnownEpoch { number, replid, open: true }));
+        self.epoch.send_replace(Some(KnownEpoch::of_one(number, replid, true)));
     }
 
     pub fn session(&self) -> Session {

@@ -11,9 +11,12 @@ mod handover;
 mod limiters;
 mod model;
 mod ratelimits;
+mod redlock;
 mod semaphores;
 mod sentinel;
 #[path = "../support/redis.rs"]
 mod server;
+#[path = "../support/servers.rs"]
+mod servers;
 mod tenants;
 mod tls;

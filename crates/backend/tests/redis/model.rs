@@ -23,12 +23,30 @@ pub const STEPS: usize = 60;
 
 #[derive(Clone, Debug)]
 pub enum Op {
-    Acquire { hold: u8, enqueue: bool, max_hold_ms: u64 },
-    Renew { hold: u8, ttl_ms: u64 },
-    Release { hold: u8 },
-    Cancel { hold: u8 },
-    Beat { session: u8 },
+    Acquire {
+        hold: u8,
+        enqueue: bool,
+        max_hold_ms: u64,
+    },
+    Renew {
+        hold: u8,
+        ttl_ms: u64,
+    },
+    Release {
+        hold: u8,
+    },
+    Cancel {
+        hold: u8,
+    },
+    Beat {
+        session: u8,
+    },
     ForceRelease,
+    /// To the newest sequence and so many more.
+    Raise {
+        hold: Option<u8>,
+        ahead: i64,
+    },
 }
 
 /// An operation, the time that passes before it, and the class it is sent with.
@@ -50,6 +68,7 @@ pub enum Outcome {
     Cancelled,
     Beat(Beat),
     Forced(Option<HolderView>),
+    Raised(bool),
 }
 
 pub fn ops() -> impl Strategy<Value = Op> {
@@ -59,7 +78,9 @@ pub fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(hold, enqueue, max_hold_ms)| Op::Acquire { hold, enqueue, max_hold_ms }),
         3 => (hold.clone(), 1u64..3_000).prop_map(|(hold, ttl_ms)| Op::Renew { hold, ttl_ms }),
         4 => hold.clone().prop_map(|hold| Op::Release { hold }),
-        1 => hold.prop_map(|hold| Op::Cancel { hold }),
+        1 => hold.clone().prop_map(|hold| Op::Cancel { hold }),
+        2 => (prop::option::weighted(0.7, hold), -2i64..20)
+            .prop_map(|(hold, ahead)| Op::Raise { hold, ahead }),
         3 => (0u8..3).prop_map(|session| Op::Beat { session }),
         1 => Just(Op::ForceRelease),
     ]
@@ -119,6 +140,8 @@ impl Outcome {
             Outcome::Beat(_) => "not waiting",
             Outcome::Forced(Some(_)) => "forced",
             Outcome::Forced(None) => "not forced",
+            Outcome::Raised(true) => "raised",
+            Outcome::Raised(false) => "not raised",
         }
     }
 }
@@ -160,6 +183,11 @@ pub fn mk_request(config: &LockConfig, hold: u8, enqueue: bool, max_hold_ms: u64
         enqueue,
         permits: 1,
     }
+}
+
+/// What a raise is to, where `newest` is the sequence granted last.
+pub fn raise_to(newest: u64, ahead: i64) -> u64 {
+    newest.saturating_add_signed(ahead).max(1)
 }
 
 /// One step of the model.
@@ -220,6 +248,12 @@ pub fn model_step(
                 last_fence: if beaten.seq == 0 { Fence::new(0) } else { mk_fence(beaten.seq) },
             };
             (Outcome::Beat(beat), offer)
+        }
+        Op::Raise { hold, ahead } => {
+            let to = raise_to(state.view(seen_ms).2, *ahead);
+            let hold = hold.map(hold_id);
+            let (raised, offer) = state.raise(now_ms, seen_ms, policy, hold.as_ref(), to);
+            (Outcome::Raised(raised), offer)
         }
         Op::ForceRelease => {
             let (held, offer) = state.force_release(now_ms, seen_ms, policy);

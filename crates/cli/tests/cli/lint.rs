@@ -59,3 +59,21 @@ fn a_missing_file_is_an_error_and_not_an_empty_result() {
     let output = holdfast(&["lint", "-f", "/does/not/exist.yaml"]);
     assert_eq!(output.status.code(), Some(1));
 }
+
+#[test]
+fn a_kind_that_its_backend_cannot_keep_is_an_error_with_a_way_out() {
+    let (_dir, path) = classes(
+        "apiVersion: holdfast.dev/v1alpha1\nkind: Backend\nmetadata:\n  name: three\n\
+         spec:\n  redis:\n    mode: Redlock\n    addresses: ['a:1', 'b:1', 'c:1']\n---\n\
+         apiVersion: holdfast.dev/v1alpha1\nkind: Lock\nmetadata:\n  name: a\n\
+         spec:\n  backend: three\n---\n\
+         apiVersion: holdfast.dev/v1alpha1\nkind: Semaphore\nmetadata:\n  name: b\n\
+         spec:\n  permits: 2\n  backend: three\n",
+    );
+    let output = holdfast(&["lint", "-f", path.to_str().unwrap()]);
+    let text = stdout(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let place = format!("{}:23:3: ", path.display());
+    assert!(text.contains(&place) && text.contains("Redlock keeps locks only"), "{text}");
+    assert_eq!(text.matches("yaml:").count(), 1, "{text}");
+}

@@ -230,6 +230,28 @@ impl LockState {
         self.promote(floor)
     }
 
+    /// Raises the newest sequence to `seq` if the key is held as `hold` says (`None`: by nobody) and
+    /// the sequence is not beyond it yet; whether it stands at `seq` now. The hold has that fence
+    /// then. For locks that live on several stores; see [`redlock`](super::redlock).
+    pub fn raise(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        hold: Option<&HoldId>,
+        seq: u64,
+    ) -> (bool, Option<Offer>) {
+        self.begin(now_ms, policy);
+        let is_so = self.held.as_ref().map(|held| &held.hold) == hold && self.seq <= seq;
+        if is_so {
+            self.seq = seq;
+            if let Some(held) = &mut self.held {
+                held.seq = seq;
+            }
+        }
+        (is_so, self.promote(floor))
+    }
+
     /// Notes that a session is alive, and tells it what it may have missed.
     pub fn beat(
         &mut self,

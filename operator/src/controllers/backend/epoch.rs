@@ -2,7 +2,9 @@
 //!
 //! An epoch is raised whenever the store may have lost something: another run of the primary, our
 //! marker missing, or a marker of somebody later. It opens when every hold that was granted before
-//! has run out by the clock of its holder.
+//! has run out by the clock of its holder. Of several servers: [`runs`].
+
+pub mod runs;
 
 use std::time::Duration;
 
@@ -68,6 +70,7 @@ fn raised(number: u64, wait: Duration, facts: &Facts<'_>) -> EpochStatus {
         replid: facts.replid.to_owned(),
         not_before: Time(facts.now + wait),
         open: false,
+        runs: Vec::new(),
     }
 }
 
@@ -115,6 +118,7 @@ mod tests {
             replid: "a".into(),
             not_before: Time(Timestamp::UNIX_EPOCH),
             open: true,
+            runs: Vec::new(),
         };
         assert_eq!(step(Some(&open), &mk_facts("a", None, 9)).number, 5);
         assert_eq!(step(Some(&open), &mk_facts("a", Some(3), 9)).number, 5);

@@ -2,7 +2,7 @@
 -- KEYS: record, queue, waiters
 -- ARGV: 1 how many of the queue to name
 -- Returns {seq, epoch, waiters, {holders of the first tickets}}, and when it is held also: holder,
--- what is left in ms, held for ms.
+-- what is left in ms, held for ms, hold.
 local record = redis.call('GET', KEYS[1])
 if not record then return { 0, 0, 0, {} } end
 local st = parse_record(record)
@@ -19,6 +19,7 @@ local held = st.held
 if held and st.now < held.expires then
   return {
     st.seq, st.epoch, waiters, names, held.holder, held.expires - st.now, st.now - held.since,
+    held.hold,
   }
 end
 return { st.seq, st.epoch, waiters, names }
