@@ -129,8 +129,12 @@ pub struct BundleBackend {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RedisAddress {
-    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary.
+    /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary; of
+    /// some servers of a cluster.
     pub addresses: Vec<String>,
+    /// Whether it is a cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cluster: bool,
     /// What the Sentinels call the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master_name: Option<String>,

@@ -6,6 +6,7 @@
 mod apiserver;
 mod backends;
 mod classes;
+mod clusters;
 mod crashes;
 mod elections;
 mod endings;
@@ -15,3 +16,7 @@ mod ratelimits;
 mod redis;
 mod schema;
 mod semaphores;
+#[path = "../../../crates/backend/tests/support/cluster.rs"]
+mod servers;
+
+use redis as server;

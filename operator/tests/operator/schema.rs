@@ -228,11 +228,26 @@ async fn every_rule_of_a_backend_admits_and_refuses() {
     let watched = "mode: Sentinel, addresses: ['a:1', 'b:1'], sentinel: {masterName: main}";
     apply("good", &format!("{{redis: {{{watched}, ack: {{replicas: 1}}}}}}")).unwrap();
     apply("good", "{redis: {addresses: ['r:1'], ack: {replicas: 2, timeoutMs: 50}}}").unwrap();
+    apply("good", "{redis: {mode: Cluster, addresses: ['a:1', 'b:1'], tls: {}}}").unwrap();
     for (name, spec, why) in [
         ("lease", good, "the names lease and memory are taken"),
         ("memory", good, "the names lease and memory are taken"),
         (&*"b".repeat(64), good, "at most 63 characters"),
-        ("bad", "{redis: {mode: Cluster, addresses: ['a:1']}}", "only the modes Standalone and"),
+        (
+            "bad",
+            "{redis: {mode: Redlock, addresses: ['a:1']}}",
+            "only the modes Standalone, Sentinel",
+        ),
+        (
+            "bad",
+            "{redis: {mode: Cluster, addresses: ['a:1'], ack: {replicas: 1}}}",
+            "mode Cluster has no ack",
+        ),
+        (
+            "bad",
+            "{redis: {mode: Cluster, addresses: ['a:1'], database: 1}}",
+            "a cluster has one database only",
+        ),
         ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "needs sentinel.masterName"),
         ("bad", "{redis: {addresses: ['a:1'], sentinel: {masterName: m}}}", "only it has one"),
         (

@@ -44,19 +44,24 @@ pub struct BackendSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.mode in ['Standalone', 'Sentinel']")
-        .message("only the modes Standalone and Sentinel are supported by this version"),
+    validation = Rule::new("self.mode != 'Redlock'")
+        .message("only the modes Standalone, Sentinel and Cluster are supported by this version"),
+    validation = Rule::new("self.mode != 'Cluster' || !has(self.ack)")
+        .message("mode Cluster has no ack: leave it out, or use Standalone or Sentinel"),
+    validation = Rule::new("self.mode != 'Cluster' || self.database == 0")
+        .message("a cluster has one database only: database must be 0"),
     validation = Rule::new("(self.mode == 'Sentinel') == has(self.sentinel)")
         .message("mode Sentinel needs sentinel.masterName, and only it has one"),
     validation = Rule::new("self.mode != 'Standalone' || self.addresses.size() == 1")
         .message("mode Standalone has exactly one address")
 )]
 pub struct RedisSpec {
-    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. (Cluster and Redlock
-    /// are reserved.)
+    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. `Cluster`: a Redis
+    /// Cluster, from Redis 7. (Redlock is reserved.)
     #[serde(default)]
     pub mode: RedisMode,
-    /// `host:port` of the server; in mode Sentinel those of the Sentinels, as many as there are.
+    /// `host:port` of the server; in mode Sentinel those of the Sentinels, as many as there are; in
+    /// mode Cluster those of some servers, which tell of the others.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
     pub addresses: Vec<String>,
     /// What the Sentinels watch; in mode Sentinel only.

@@ -87,6 +87,10 @@ impl RedisLocks {
         epoch: watch::Receiver<Option<KnownEpoch>>,
     ) -> Result<Arc<Self>, BackendError> {
         client.config().open()?;
+        if client.config().ack.is_some() && client.config().seeds().is_some() {
+            let why = "grants on a cluster cannot wait for replicas: leave ack out";
+            return Err(BackendError::Unavailable(why.into()));
+        }
         let counts = Arc::new(PushCounts::default());
         let (sender, subscribed) = watch::channel(false);
         let listener = Listener {
@@ -161,11 +165,22 @@ impl RedisLocks {
             let what = format!("{at} is not in namespace \"{}\"", self.namespace);
             return Err(BackendError::NotFound(what));
         }
-        let (epoch, mode) = self.known_epoch(consistency)?;
-        let number = epoch.number.to_string();
+        let known = self.epoch.borrow().clone();
+        let (epoch, mode) = KnownEpoch::to_act_in(known, consistency)?;
+        let (number, runs) = (epoch.number.to_string(), epoch.runs_of_scripts());
         let mut all: Vec<&str> =
-            vec![&self.marker, &number, &epoch.replid, mode, policy, &self.channel_prefix];
+            vec![&self.marker, &number, &runs, mode, policy, &self.channel_prefix];
         all.extend(args);
+        let never = (!epoch.runs.is_empty()).then(|| ObjectKeys::new(at).never());
+        let mut named: Vec<&str> = Vec::new();
+        let keys = match &never {
+            None => keys,
+            Some(never) => {
+                named.extend(keys);
+                named.push(never.as_str());
+                &named[..]
+            }
+        };
         let reply = match (&self.acked, transition) {
             // Boxed, so that the others do not carry its state about.
             (Some(acked), Transition::LockAcquire | Transition::SemaphoreAcquire) => {
@@ -190,21 +205,6 @@ impl RedisLocks {
         undone.map(drop).map_err(|error| {
             BackendError::Unknown(format!("a grant short of replicas could not be undone: {error}"))
         })
-    }
-
-    /// The epoch to act in, and how sure to be of it.
-    fn known_epoch(
-        &self,
-        consistency: Consistency,
-    ) -> Result<(KnownEpoch, &'static str), BackendError> {
-        let known = self.epoch.borrow().clone();
-        match (consistency, known) {
-            // Without a number there is no fence, however little is asked.
-            (_, None) => Err(BackendError::Epoch),
-            (Consistency::Strict, Some(epoch)) if !epoch.open => Err(BackendError::Epoch),
-            (Consistency::Strict, Some(epoch)) => Ok((epoch, "s")),
-            (Consistency::BestEffort, Some(epoch)) => Ok((epoch, "b")),
-        }
     }
 
     /// Says once when a doubt begins and once when it ends.
@@ -355,7 +355,8 @@ impl LockBackend for RedisLocks {
     async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
         // A store that lost the newest grant shows an older one, or none. Whoever does not hold by its
         // record holds nothing of an earlier epoch any more: a new one opens after that.
-        let (epoch, _) = self.known_epoch(config.consistency)?;
+        let known = self.epoch.borrow().clone();
+        let (epoch, _) = KnownEpoch::to_act_in(known, config.consistency)?;
         let floor = Fence::compose(epoch.number, config.fence_floor.sequence());
         let mut reply = self.step(Transition::LockNewest, at, config, None, &[]).await?;
         let (seq, of) = (reply.number()?, reply.number()?);

@@ -11,6 +11,7 @@ mod suite;
 #[allow(dead_code, reason = "other suites stop etcd and count requests")]
 #[path = "../support/apiserver.rs"]
 mod apiserver;
+mod cluster;
 mod fixture;
 mod history;
 mod lease;
@@ -21,4 +22,6 @@ mod semaphore;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../support/redis.rs"]
 mod server;
+#[path = "../support/cluster.rs"]
+mod servers;
 mod stale;

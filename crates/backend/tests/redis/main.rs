@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod ack;
+mod cluster;
 mod differential;
 mod epochs;
 mod failures;
@@ -15,5 +16,7 @@ mod semaphores;
 mod sentinel;
 #[path = "../support/redis.rs"]
 mod server;
+#[path = "../support/cluster.rs"]
+mod servers;
 mod tenants;
 mod tls;
