@@ -224,6 +224,7 @@ fn mk_config(
 ) -> Result<RedisConfig, String> {
     let first = address.addresses.first().ok_or("the bundle names no address of it")?;
     let config = match &address.master_name {
+        None if address.cluster => RedisConfig::from_seeds(&address.addresses)?,
         None => RedisConfig::new(first)?,
         Some(master_name) => RedisConfig::from_sentinels(Sentinels {
             addresses: address.addresses.clone(),

@@ -134,8 +134,11 @@ pub struct BundleBackend {
 #[serde(rename_all = "camelCase")]
 pub struct RedisAddress {
     /// `host:port`, one for a standalone server; of the Sentinels, where they name the primary; of
-    /// all servers, where a majority of them decides.
+    /// some servers of a cluster; of all servers, where a majority of them decides.
     pub addresses: Vec<String>,
+    /// Whether it is a cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cluster: bool,
     /// What the Sentinels call the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub master_name: Option<String>,

@@ -1,4 +1,4 @@
-//! The Redis substrate: locks on one Redis (6.2 or later) or Valkey primary, with no modules.
+//! The Redis substrate: locks on a Redis (6.2 or later; a cluster from 7.0) or Valkey, with no modules.
 //!
 //! - [`keys`] is the key rule, [`scripts`] the transitions in Lua, [`config`] and [`client`] the
 //!   one command connection, [`errors`] what an error of the store means.
@@ -10,13 +10,13 @@
 //!
 //! - [`sentinel`] finds the primary that Sentinels watch.
 //!
+//! - `cluster` knows the servers of a cluster and sends each request to the one that has its slot.
 //! - [`Redlocks`] are locks on a majority of several servers; `votes` is one server's part in them.
-//!
-//! One primary at a time, no cluster: the epoch's marker lives in another hash slot than the objects.
 
 mod acked;
 pub mod admin;
 pub mod client;
+mod cluster;
 pub mod config;
 pub mod epoch;
 pub mod errors;
@@ -30,6 +30,7 @@ mod pushes;
 mod ratelimit;
 mod redlock;
 mod reply;
+mod request;
 pub mod scripts;
 mod semaphore;
 pub mod sentinel;

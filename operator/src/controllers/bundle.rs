@@ -17,7 +17,10 @@ use holdfast_api::{
     },
     compile::{Class, Environment, compile, floor_key},
     names::{FINALIZER, LABEL_MANAGED},
-    v1alpha1::{Backend, backend::RunStatus},
+    v1alpha1::{
+        Backend,
+        backend::{RedisMode, RunStatus},
+    },
 };
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
@@ -102,6 +105,7 @@ fn describe(backend: &Backend) -> BundleBackend {
         substrate: redis.mode.substrate(),
         redis: Some(RedisAddress {
             addresses: redis.addresses.clone(),
+            cluster: redis.mode == RedisMode::Cluster,
             master_name: redis.sentinel.as_ref().map(|sentinel| sentinel.master_name.clone()),
             tls: redis.tls.is_some(),
             ca: redis.tls.as_ref().and_then(|tls| tls.ca.clone()),

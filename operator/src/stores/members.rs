@@ -4,7 +4,11 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use futures::future::join_all;
 use holdfast_api::v1alpha1::backend::RedisMode;
-use holdfast_backend::redis::{ClusterView, RedisAdmin, slots::Slots, topology::Node};
+use holdfast_backend::redis::{
+    ClusterView, RedisAdmin,
+    slots::{Slots, slot_of},
+    topology::Node,
+};
 use holdfast_core::{BackendError, ClassName, Kind, lock::redlock};
 
 use super::Store;
@@ -24,6 +28,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// Whether the slot of a hash tag is on it.
+    pub fn has(&self, tag: &str) -> bool {
+        self.slots.as_ref().is_some_and(|slots| slots.contains(slot_of(tag)))
+    }
+
     /// Where its markers are to be, if they are at `kept` now.
     pub fn places(&self, kept: &[String]) -> Vec<String> {
         self.slots.as_ref().map(|slots| slots.places(kept)).unwrap_or_default()
@@ -37,8 +46,6 @@ pub struct Members {
     pub primaries: Vec<Member>,
     /// Those that may take over.
     pub replicas: Vec<Member>,
-    /// The names of servers that are there, and have no data.
-    pub emptied: BTreeSet<String>,
     /// Whether they serve at all.
     pub is_ok: bool,
 }
@@ -57,10 +64,12 @@ impl Store {
                     self.member(&node, None)
                 });
                 let primaries = named.collect::<Result<_, _>>()?;
-                Members { primaries, replicas: Vec::new(), emptied: BTreeSet::new(), is_ok: true }
+                Members { primaries, replicas: Vec::new(), is_ok: true }
             }
         };
-        let known: BTreeSet<_> = members.all().map(|member| member.address.clone()).collect();
+        let mut known: BTreeSet<_> = members.all().map(|member| member.address.clone()).collect();
+        // Those that are named may have other names in the cluster.
+        known.extend(self.spec.addresses.iter().cloned());
         lock(&self.nodes).retain(|address, _| known.contains(address));
         *lock(&self.members) = Some(members.clone());
         Ok(members)
@@ -131,8 +140,7 @@ impl Store {
                 replicas.push(self.member(replica, None)?);
             }
         }
-        let emptied = view.topology.emptied.into_iter().collect();
-        Ok(Members { primaries, replicas, emptied, is_ok: view.is_ok })
+        Ok(Members { primaries, replicas, is_ok: view.is_ok })
     }
 
     async fn view(&self, address: &str) -> Result<ClusterView, BackendError> {

@@ -276,8 +276,12 @@ impl<'a> Bed<'a> {
             open: epoch.open,
             runs: epoch.runs.into_iter().map(known_run).collect(),
         });
-        let address = &there.redis.as_ref().unwrap().addresses[0];
-        let config = RedisConfig::new(address).unwrap();
+        let address = there.redis.as_ref().unwrap();
+        let config = match address.cluster {
+            true => RedisConfig::from_seeds(&address.addresses),
+            false => RedisConfig::new(&address.addresses[0]),
+        };
+        let config = config.unwrap();
         let config = config.with_credentials(Arc::new(move || Ok(credentials.clone())));
         let (_, epoch) = watch::channel(epoch);
         let (session, hub) = (SessionId::random(), Hub::new());

@@ -6,6 +6,7 @@
 mod apiserver;
 mod backends;
 mod classes;
+mod clusters;
 mod crashes;
 mod elections;
 mod endings;
@@ -19,4 +20,8 @@ mod redis;
 mod redlock;
 mod schema;
 mod semaphores;
+#[path = "../../../crates/backend/tests/support/cluster.rs"]
+mod servers;
 mod uninstall;
+
+use redis as server;

@@ -239,6 +239,7 @@ async fn every_rule_of_a_backend_admits_and_refuses() {
     apply("good", &format!("{{redis: {{{watched}, ack: {{replicas: 1}}}}}}")).unwrap();
     apply("good", "{redis: {addresses: ['r:1'], ack: {replicas: 2, timeoutMs: 50}}}").unwrap();
     apply("good", "{redis: {mode: Redlock, addresses: ['a:1', 'b:1', 'c:1']}}").unwrap();
+    apply("good", "{redis: {mode: Cluster, addresses: ['a:1', 'b:1'], tls: {}}}").unwrap();
     for (name, spec, why) in [
         ("bad", "{redis: {mode: Redlock, addresses: ['a:1', 'b:1']}}", "3 or 5 addresses"),
         ("bad", "{redis: {mode: Redlock, addresses: ['a:1', 'b:1', 'a:1']}}", "there twice"),
@@ -250,7 +251,16 @@ async fn every_rule_of_a_backend_admits_and_refuses() {
         ("lease", good, "the names lease and memory are taken"),
         ("memory", good, "the names lease and memory are taken"),
         (&*"b".repeat(64), good, "at most 63 characters"),
-        ("bad", "{redis: {mode: Cluster, addresses: ['a:1']}}", "only the modes Standalone"),
+        (
+            "bad",
+            "{redis: {mode: Cluster, addresses: ['a:1'], ack: {replicas: 1}}}",
+            "mode Cluster has no ack",
+        ),
+        (
+            "bad",
+            "{redis: {mode: Cluster, addresses: ['a:1'], database: 1}}",
+            "a cluster has one database only",
+        ),
         ("bad", "{redis: {mode: Sentinel, addresses: ['a:1']}}", "needs sentinel.masterName"),
         ("bad", "{redis: {addresses: ['a:1'], sentinel: {masterName: m}}}", "only it has one"),
         (

@@ -6,6 +6,7 @@
 #[path = "../../../crates/backend/tests/support/apiserver.rs"]
 mod apiserver;
 mod client;
+mod clusters;
 mod dapr;
 mod elections;
 mod elector;
@@ -23,3 +24,6 @@ mod semaphores;
 #[allow(dead_code, reason = "other suites restart and pause it")]
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod server;
+#[allow(dead_code, reason = "other suites add servers")]
+#[path = "../../../crates/backend/tests/support/cluster.rs"]
+mod servers;

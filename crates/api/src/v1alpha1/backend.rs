@@ -45,8 +45,10 @@ pub struct BackendSpec {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.mode in ['Standalone', 'Sentinel', 'Redlock']")
-        .message("only the modes Standalone, Sentinel and Redlock are supported by this version"),
+    validation = Rule::new("self.mode != 'Cluster' || !has(self.ack)")
+        .message("mode Cluster has no ack: leave it out, or use Standalone or Sentinel"),
+    validation = Rule::new("self.mode != 'Cluster' || self.database == 0")
+        .message("a cluster has one database only: database must be 0"),
     validation = Rule::new("(self.mode == 'Sentinel') == has(self.sentinel)")
         .message("mode Sentinel needs sentinel.masterName, and only it has one"),
     validation = Rule::new("self.mode != 'Standalone' || self.addresses.size() == 1")
@@ -59,13 +61,13 @@ pub struct BackendSpec {
         .message("mode Redlock has no ack: a majority of its servers has every grant")
 )]
 pub struct RedisSpec {
-    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. `Redlock`: a majority of
-    /// 3 or 5 servers that know nothing of each other; it keeps Locks only, without an order among
-    /// those who wait. (Cluster is reserved.)
+    /// `Standalone`: one server. `Sentinel`: the primary that Sentinels name. `Cluster`: a Redis
+    /// Cluster, from Redis 7. `Redlock`: a majority of 3 or 5 servers that know nothing of each other;
+    /// it keeps Locks only, without an order among those who wait.
     #[serde(default)]
     pub mode: RedisMode,
     /// `host:port` of the server; in mode Sentinel those of the Sentinels, as many as there are; in
-    /// mode Redlock those of all servers.
+    /// mode Cluster those of some servers, which tell of the others; in mode Redlock those of all.
     #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 261)))]
     pub addresses: Vec<String>,
     /// What the Sentinels watch; in mode Sentinel only.

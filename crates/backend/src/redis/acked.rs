@@ -20,9 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    client::{Client, library_load, mk_call},
+    client::Client,
     config::RedisConfig,
     errors::{self, Meaning},
+    request::{library_load, mk_call},
     scripts::{Scripts, Transition},
 };
 

@@ -1,24 +1,25 @@
 //! The operator's side of a store: what it is, its library, epoch markers, and the end of a class.
 //! Users are in [`users`](super::users).
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use holdfast_core::{BackendError, ClassName, Kind};
 use redis::Value;
 
 use super::{
-    client::{Client, library_load},
-    config::RedisConfig,
-    keys,
-    reply::unexpected,
-    scripts::Scripts,
-    topology::Topology,
+    client::Client, config::RedisConfig, keys, reply::unexpected, request::library_load,
+    scripts::Scripts, slots::slot_of, topology::Topology,
 };
 
 /// Names that one round of a purge looks at.
 const SCAN_COUNT: usize = 1_000;
 /// Names that one script of a purge deletes, so that no script is slow.
 const PURGE_AT_ONCE: usize = 200;
+/// How often a purge looks again until it finds nothing.
+const PURGE_ROUNDS: usize = 5;
 
 /// Deletes names and returns the highest fence sequence of the records among them: in one step, so
 /// that no grant falls between reading and deleting.
@@ -69,7 +70,7 @@ pub struct ClusterView {
 
 /// A store with the rights to look after it.
 pub struct RedisAdmin {
-    pub(super) client: Client,
+    pub(super) client: Arc<Client>,
 }
 
 impl RedisAdmin {
@@ -79,7 +80,7 @@ impl RedisAdmin {
     /// When the configuration cannot be used at all.
     pub fn connect(config: &RedisConfig) -> Result<Self, BackendError> {
         config.open()?;
-        Ok(RedisAdmin { client: Client::new(config.clone()) })
+        Ok(RedisAdmin { client: Arc::new(Client::new(config.clone())) })
     }
 
     /// Asks the store what it is.
@@ -118,9 +119,8 @@ impl RedisAdmin {
         let ask = async |what: &str| -> Result<Value, BackendError> {
             self.client.run(redis::cmd("CLUSTER").arg(what)).await
         };
-        let mut topology = Topology::from_slots(ask("SLOTS").await?, address)?;
+        let topology = Topology::from_slots(ask("SLOTS").await?, address)?;
         let text = |value| redis::from_redis_value::<String>(value).map_err(unexpected);
-        topology.emptied = Topology::emptied(&text(ask("NODES").await?)?);
         let info = pairs(&text(ask("INFO").await?)?);
         let epoch = info.get("cluster_current_epoch").and_then(|epoch| epoch.parse().ok());
         let is_ok = info.get("cluster_state").is_some_and(|state| state == "ok");
@@ -133,12 +133,15 @@ impl RedisAdmin {
     /// # Errors
     /// See [`RedisAdmin::probe`].
     pub async fn load_library(&self) -> Result<(), BackendError> {
-        match self.client.run::<String>(&library_load(Scripts::shared())).await {
-            Ok(_) => Ok(()),
-            Err(BackendError::Internal(text)) if text.contains("already exists") => Ok(()),
-            Err(BackendError::Unavailable(text)) if text.contains("unknown command") => Ok(()),
-            Err(error) => Err(error),
+        for node in self.client.primaries().await? {
+            match node.run::<String>(&library_load(Scripts::shared())).await {
+                Ok(_) => {}
+                Err(BackendError::Internal(text)) if text.contains("already exists") => {}
+                Err(BackendError::Unavailable(text)) if text.contains("unknown command") => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
 
     /// Unloads the libraries of all other versions of ours; whoever still runs one loads it again
@@ -175,22 +178,50 @@ impl RedisAdmin {
         class: &ClassName,
     ) -> Result<u64, BackendError> {
         let pattern = format!("{}*", keys::class_stem(namespace, kind, class));
-        let (mut top, mut cursor) = (0, 0u64);
+        let mut top = 0;
+        // A name may have been moved, from a server that was not looked at yet to one that was.
+        for _ in 0..PURGE_ROUNDS {
+            let mut found = 0;
+            for node in self.client.primaries().await? {
+                let (count, highest) = self.purge(&node, &pattern).await?;
+                (found, top) = (found + count, top.max(highest));
+            }
+            if found == 0 {
+                break;
+            }
+        }
+        Ok(top)
+    }
+
+    /// Deletes what one server names; how many names, and the highest fence sequence.
+    async fn purge(&self, node: &Client, pattern: &str) -> Result<(usize, u64), BackendError> {
+        let (mut found, mut top, mut cursor) = (0, 0, 0u64);
         loop {
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
-            let (next, names): (u64, Vec<String>) = self.client.run(&scan).await?;
-            for names in names.chunks(PURGE_AT_ONCE) {
+            scan.arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(SCAN_COUNT);
+            let (next, names): (u64, Vec<String>) = node.run(&scan).await?;
+            found += names.len();
+            for names in of_one_slot(names).iter().flat_map(|names| names.chunks(PURGE_AT_ONCE)) {
                 let mut purge = redis::cmd("EVAL");
                 purge.arg(PURGE).arg(names.len()).arg(names).arg(keys::RECORD);
-                top = top.max(self.client.run(&purge).await?);
+                let name = names.first().map_or("", String::as_str);
+                top = top.max(self.client.run_on(name, &purge).await?);
             }
             cursor = next;
             if cursor == 0 {
-                return Ok(top);
+                return Ok((found, top));
             }
         }
     }
+}
+
+/// Names by their hash tags: a cluster takes no script with names of two slots.
+fn of_one_slot(names: Vec<String>) -> Vec<Vec<String>> {
+    let mut groups: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+    for name in names {
+        groups.entry(slot_of(&name)).or_default().push(name);
+    }
+    groups.into_values().collect()
 }
 
 /// One section of INFO.

@@ -1,4 +1,5 @@
-//! The one connection that carries a process's commands to a store.
+//! The one connection that carries a process's commands to a store; in a cluster one to each server,
+//! and [`cluster`](super::cluster) says to which.
 //!
 //! Requests of all callers share it and are flushed together. It is made when first needed, by one
 //! caller for all, and remade after it broke: with decorrelated jitter between attempts, and with
@@ -13,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use holdfast_core::{BackendError, clock::Backoff};
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisResult, Value,
@@ -21,8 +23,10 @@ use redis::{
 use tokio::time::{Instant, timeout};
 
 use super::{
+    cluster::Cluster,
     config::RedisConfig,
     errors::{self, Meaning},
+    request::{Failure, Request, is_loaded_already, library_load, mk_call, send_asking},
     scripts::{Scripts, Transition},
 };
 use crate::hub::lock;
@@ -39,23 +43,6 @@ struct Link {
     timeouts: AtomicU32,
 }
 
-/// Why there is no reply of use.
-pub(super) enum Failure {
-    /// Nothing was sent.
-    Unsent(BackendError),
-    /// The server refused, or the connection broke.
-    Sent(RedisError),
-}
-
-impl From<Failure> for BackendError {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Unsent(error) => error,
-            Failure::Sent(error) => errors::in_flight(&error),
-        }
-    }
-}
-
 struct Reconnect {
     backoff: Backoff,
     not_before: Option<(Instant, BackendError)>,
@@ -68,6 +55,8 @@ pub struct Client {
     link: Mutex<Option<Arc<Link>>>,
     reconnect: tokio::sync::Mutex<Reconnect>,
     connects: AtomicU64,
+    /// The connections to the servers, where they are several.
+    cluster: Option<Cluster>,
 }
 
 impl Client {
@@ -81,6 +70,7 @@ impl Client {
     pub fn with_scripts(config: RedisConfig, scripts: &'static Scripts) -> Self {
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         Client {
+            cluster: Cluster::of(&config, scripts),
             config,
             scripts,
             link: Mutex::default(),
@@ -96,10 +86,21 @@ impl Client {
 
     /// How many connections have been made so far.
     pub fn connects(&self) -> u64 {
-        self.connects.load(Relaxed)
+        self.connects.load(Relaxed) + self.cluster.as_ref().map_or(0, Cluster::connects)
     }
 
-    /// Sends one command.
+    /// Clients of the servers that share the data: of a cluster its primaries, else only this.
+    ///
+    /// # Errors
+    /// When no server of the cluster says which there are.
+    pub(super) async fn primaries(self: &Arc<Self>) -> Result<Vec<Arc<Client>>, BackendError> {
+        match &self.cluster {
+            Some(cluster) => cluster.primaries().await,
+            None => Ok(vec![self.clone()]),
+        }
+    }
+
+    /// Sends one command; in a cluster to any server.
     ///
     /// # Errors
     /// See [`errors`]; bounded by the response time-out plus, where a connection has to be made
@@ -110,10 +111,43 @@ impl Client {
             .map_err(|error| BackendError::Unknown(format!("an unexpected reply: {error}")))
     }
 
+    /// Sends one command about a name: in a cluster, to the server that has it.
+    ///
+    /// # Errors
+    /// As [`Client::run`].
+    pub(super) async fn run_on<T: FromRedisValue>(
+        &self,
+        name: &str,
+        command: &Cmd,
+    ) -> Result<T, BackendError> {
+        let Some(cluster) = &self.cluster else { return self.run(command).await };
+        let value = cluster.follow(name, Request::Command(command)).boxed().await?;
+        redis::from_redis_value(value)
+            .map_err(|error| BackendError::Unknown(format!("an unexpected reply: {error}")))
+    }
+
     /// As [`Client::run`], with the server's own error.
     pub(super) async fn try_run(&self, command: &Cmd) -> Result<Value, Failure> {
+        self.try_send(command, false).await
+    }
+
+    /// Sends a request to this very server. `once` asks one that is about to get the slot.
+    pub(super) async fn carry_out(
+        &self,
+        request: Request<'_>,
+        once: bool,
+    ) -> Result<Value, Failure> {
+        match request {
+            Request::Command(command) => self.try_send(command, once).await,
+            Request::Call(transition, keys, args) => {
+                self.attempt(transition, keys, args, once).await
+            }
+        }
+    }
+
+    async fn try_send(&self, command: &Cmd, once: bool) -> Result<Value, Failure> {
         let link = self.link().await.map_err(Failure::Unsent)?;
-        self.send(&link, command).await.map_err(Failure::Sent)
+        self.send(&link, command, once).await.map_err(Failure::Sent)
     }
 
     /// Runs a transition.
@@ -126,15 +160,33 @@ impl Client {
         keys: &[&str],
         args: &[&str],
     ) -> Result<Vec<Value>, BackendError> {
-        let link = self.link().await?;
-        let reply = if link.functions.load(Relaxed) {
-            self.call_function(&link, transition, keys, args).await?
-        } else {
-            Box::pin(self.call_script(&link, transition, keys, args)).await?
+        let reply = match &self.cluster {
+            None => self.attempt(transition, keys, args, false).await?,
+            // Boxed, so that the others do not carry its state about.
+            Some(cluster) => {
+                let name = keys.first().copied().unwrap_or_default();
+                cluster.follow(name, Request::Call(transition, keys, args)).boxed().await?
+            }
         };
         match reply {
             Value::Array(values) => Ok(values),
             other => Err(BackendError::Unknown(format!("an unexpected reply: {other:?}"))),
+        }
+    }
+
+    /// Runs a transition on this very server. `once` asks a server that is about to get the slot.
+    async fn attempt(
+        &self,
+        transition: Transition,
+        keys: &[&str],
+        args: &[&str],
+        once: bool,
+    ) -> Result<Value, Failure> {
+        let link = self.link().await.map_err(Failure::Unsent)?;
+        if link.functions.load(Relaxed) {
+            self.call_function(&link, transition, keys, args, once).await
+        } else {
+            Box::pin(self.call_script(&link, transition, keys, args, once)).await
         }
     }
 
@@ -144,24 +196,24 @@ impl Client {
         transition: Transition,
         keys: &[&str],
         args: &[&str],
-    ) -> Result<Value, BackendError> {
+        once: bool,
+    ) -> Result<Value, Failure> {
         let command = mk_call("FCALL", self.scripts.function(transition), keys, args);
-        let error = match self.send(link, &command).await {
+        let error = match self.send(link, &command, once).await {
             Ok(reply) => return Ok(reply),
             Err(error) => error,
         };
         match errors::meaning(&error) {
             Some(Meaning::NoCommand) => {
                 link.functions.store(false, Relaxed);
-                Box::pin(self.call_script(link, transition, keys, args)).await
+                Box::pin(self.call_script(link, transition, keys, args, once)).await
             }
             // The operator loads it; where there is none, whoever may does.
             Some(Meaning::NotLoaded) => {
-                Box::pin(self.load_library(link)).await?;
-                let again = Box::pin(self.send(link, &command)).await;
-                again.map_err(|error| errors::in_flight(&error))
+                Box::pin(self.load_library(link)).await.map_err(Failure::Final)?;
+                Box::pin(self.send(link, &command, once)).await.map_err(Failure::Sent)
             }
-            _ => Err(errors::in_flight(&error)),
+            _ => Err(Failure::Sent(error)),
         }
     }
 
@@ -171,16 +223,17 @@ impl Client {
         transition: Transition,
         keys: &[&str],
         args: &[&str],
-    ) -> Result<Value, BackendError> {
+        once: bool,
+    ) -> Result<Value, Failure> {
         let script = self.scripts.script(transition);
-        let reply = self.send(link, &mk_call("EVALSHA", &script.sha1, keys, args)).await;
-        let reply = match reply {
+        let command = mk_call("EVALSHA", &script.sha1, keys, args);
+        let reply = match self.send(link, &command, once).await {
             Err(error) if errors::meaning(&error) == Some(Meaning::NotLoaded) => {
-                self.send(link, &mk_call("EVAL", &script.code, keys, args)).await
+                self.send(link, &mk_call("EVAL", &script.code, keys, args), once).await
             }
             other => other,
         };
-        reply.map_err(|error| errors::in_flight(&error))
+        reply.map_err(Failure::Sent)
     }
 
     /// Sends a pipeline as one write; its replies, errors of the server among them. Without all of
@@ -213,7 +266,7 @@ impl Client {
 
     /// Puts the library into the store.
     async fn load_library(&self, link: &Link) -> Result<(), BackendError> {
-        match self.send(link, &library_load(self.scripts)).await {
+        match self.send(link, &library_load(self.scripts), false).await {
             Ok(_) => Ok(()),
             // Somebody else was faster.
             Err(error) if is_loaded_already(&error) => Ok(()),
@@ -225,9 +278,14 @@ impl Client {
         }
     }
 
-    async fn send(&self, link: &Link, command: &Cmd) -> RedisResult<Value> {
+    async fn send(&self, link: &Link, command: &Cmd, once: bool) -> RedisResult<Value> {
         let mut connection = link.connection.clone();
-        let reply = connection.send_packed_command(command).await.and_then(Value::extract_error);
+        let reply = if once {
+            Box::pin(send_asking(&mut connection, command)).await
+        } else {
+            connection.send_packed_command(command).await
+        };
+        let reply = reply.and_then(Value::extract_error);
         match &reply {
             Ok(_) => link.timeouts.store(0, Relaxed),
             Err(error) if error.is_timeout() => {
@@ -236,6 +294,8 @@ impl Client {
                 }
             }
             Err(error) => match errors::meaning(error) {
+                // Of a cluster: the server is well, and the slot is another's.
+                _ if errors::redirect(error).is_some() => link.timeouts.store(0, Relaxed),
                 None | Some(Meaning::WrongServer) => self.drop_link(link, error),
                 Some(_) => link.timeouts.store(0, Relaxed),
             },
@@ -256,7 +316,7 @@ impl Client {
             return Ok(link.clone());
         }
         // Boxed: requests would otherwise all carry the room for a TLS handshake.
-        Box::pin(self.relink()).await
+        self.relink().boxed().await
     }
 
     async fn relink(&self) -> Result<Arc<Link>, BackendError> {
@@ -306,24 +366,4 @@ impl Client {
             ))),
         }
     }
-}
-
-/// The command that loads a library.
-pub(super) fn library_load(scripts: &Scripts) -> Cmd {
-    let mut command = redis::cmd("FUNCTION");
-    command.arg("LOAD").arg(scripts.source());
-    command
-}
-
-/// Whether FUNCTION LOAD found the library there.
-fn is_loaded_already(error: &RedisError) -> bool {
-    error.detail().is_some_and(|detail| detail.contains("already exists"))
-}
-
-/// The command that runs a script or a function.
-pub(super) fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
-    let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
-    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + what.len() + size);
-    command.arg(verb).arg(what).arg(keys.len()).arg(keys).arg(args);
-    command
 }

@@ -79,6 +79,11 @@ impl Seeds {
         all
     }
 
+    /// Those that were named.
+    pub(super) fn named(&self) -> &[String] {
+        &self.named
+    }
+
     /// Another one each time: whoever is away is not asked twice in a row.
     pub(super) fn next(&self) -> String {
         let (mut all, turn) = (self.all(), self.turn.fetch_add(1, Relaxed));

@@ -7,9 +7,13 @@
 //! lost. The clock is a floor below every number, so that a flush together with a restart of this
 //! process cannot lower it.
 
-use std::time::Duration;
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use holdfast_core::{BackendError, clock::Backoff};
+use holdfast_core::{BackendError, clock::Backoff, lock::Consistency};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,6 +23,7 @@ use super::{
     config::RedisConfig,
     keys,
 };
+use crate::hub::lock;
 
 /// What is known of the epoch of a namespace in a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,41 @@ impl KnownEpoch {
     /// Of one server.
     pub const fn of_one(number: u64, replid: String, open: bool) -> Self {
         KnownEpoch { number, replid, open, runs: Vec::new() }
+    }
+
+    /// The epoch to act in, and how sure scripts are to be of it: strict or best effort.
+    pub(super) fn to_act_in(
+        known: Option<KnownEpoch>,
+        consistency: Consistency,
+    ) -> Result<(KnownEpoch, &'static str), BackendError> {
+        match (consistency, known) {
+            // Without a number there is no fence, however little is asked.
+            (_, None) => Err(BackendError::Epoch),
+            // Of servers that this version does not know how to tell.
+            (_, Some(epoch)) if epoch.replid.is_empty() && epoch.runs.is_empty() => {
+                Err(BackendError::Epoch)
+            }
+            (Consistency::Strict, Some(epoch)) if !epoch.open => Err(BackendError::Epoch),
+            (Consistency::Strict, Some(epoch)) => Ok((epoch, "s")),
+            (Consistency::BestEffort, Some(epoch)) => Ok((epoch, "b")),
+        }
+    }
+
+    /// What scripts are told of it: the run of the one server, or ':' and those of a cluster that are
+    /// open, with the places of their markers. See `lua/prelude.lua`.
+    pub(super) fn runs_of_scripts(&self) -> Cow<'_, str> {
+        if self.runs.is_empty() {
+            return Cow::Borrowed(&self.replid);
+        }
+        let mut text = String::with_capacity(64 * self.runs.len());
+        for run in self.runs.iter().filter(|run| run.open) {
+            text.push_str(if text.is_empty() { ":" } else { "," });
+            for part in [&run.replid, ":", &run.tags.join("+")] {
+                text.push_str(part);
+            }
+        }
+        // Never the empty text, which would be the run of one server.
+        Cow::Owned(if text.is_empty() { ":".to_owned() } else { text })
     }
 }
 
@@ -79,6 +119,7 @@ return 1";
 /// Keeps the epoch of one namespace, as long as it lives.
 pub struct LocalEpoch {
     known: watch::Receiver<Option<KnownEpoch>>,
+    failed: Arc<Mutex<Option<String>>>,
     _keeper: AbortOnDropHandle<()>,
 }
 
@@ -88,6 +129,7 @@ struct Keeper {
     run: String,
     quarantine: Duration,
     known: watch::Sender<Option<KnownEpoch>>,
+    failed: Arc<Mutex<Option<String>>>,
 }
 
 /// What the store says.
@@ -111,19 +153,27 @@ impl LocalEpoch {
     ) -> Result<Self, BackendError> {
         config.open()?;
         let (sender, known) = watch::channel(None);
+        let failed = Arc::new(Mutex::new(None));
         let keeper = Keeper {
+            failed: failed.clone(),
             client: Client::new(config),
             marker: keys::marker(namespace),
             run: keys::marker_run(namespace),
             quarantine,
             known: sender,
         };
-        Ok(LocalEpoch { known, _keeper: AbortOnDropHandle::new(tokio::spawn(keeper.run())) })
+        let keeper = AbortOnDropHandle::new(tokio::spawn(keeper.run()));
+        Ok(LocalEpoch { known, failed, _keeper: keeper })
     }
 
     /// What is known, now and later: for [`RedisLocks::connect`](super::RedisLocks::connect).
     pub fn known(&self) -> watch::Receiver<Option<KnownEpoch>> {
         self.known.clone()
+    }
+
+    /// Why the store could not be looked at, the last time that it could not.
+    pub fn failed(&self) -> Option<String> {
+        lock(&self.failed).clone()
     }
 
     /// Waits until an epoch is open, at most so long; whether one is.
@@ -145,6 +195,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     tracing::debug!(%error, "cannot learn the store's epoch");
+                    *lock(&self.failed) = Some(error.to_string());
                     backoff.next_delay()
                 }
             };
@@ -183,6 +234,14 @@ impl Keeper {
     }
 
     async fn see(&self) -> Result<Seen, BackendError> {
+        let cluster = section(&self.client, "cluster").await?;
+        if cluster.get("cluster_enabled").is_some_and(|enabled| enabled == "1") {
+            return Err(BackendError::Unavailable(
+                "it is part of a cluster, and only the operator keeps the epoch of one; name a \
+                 server that stands alone"
+                    .into(),
+            ));
+        }
         let info = section(&self.client, "replication").await?;
         let mut command = redis::cmd("MGET");
         command.arg(&self.marker).arg(&self.run);

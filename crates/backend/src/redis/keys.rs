@@ -26,6 +26,8 @@ const EXPIRIES: &str = ":e";
 const FENCES: &str = ":s";
 const OFFERS: &str = ":o";
 const TOMB: &str = ":x:";
+/// See [`ObjectKeys::never`].
+const NEVER: &str = ":-";
 /// What most names need.
 const ROOM: usize = 96;
 
@@ -68,6 +70,12 @@ impl ObjectKeys {
     /// offered.
     pub fn holds(&self) -> [String; 4] {
         [HOLDS, EXPIRIES, FENCES, OFFERS].map(|part| [&self.stem, part].concat())
+    }
+
+    /// A name that never exists. A transition that names it is refused while the slot is being moved
+    /// from one server of a cluster to another.
+    pub fn never(&self) -> String {
+        [&self.stem, NEVER].concat()
     }
 
     /// What a cancelled hold leaves.
@@ -221,7 +229,7 @@ mod tests {
     fn names(at: &Address) -> Vec<String> {
         let keys = ObjectKeys::new(at);
         let tomb = keys.tomb(&HoldId::new("h").unwrap());
-        let mut names = vec![keys.record(), keys.queue(), keys.waiters(), tomb];
+        let mut names = vec![keys.record(), keys.queue(), keys.waiters(), tomb, keys.never()];
         names.extend(keys.holds());
         names
     }
@@ -229,7 +237,7 @@ mod tests {
     proptest! {
         #[test]
         fn different_addresses_have_different_names(a in addresses(), b in addresses()) {
-            let (mut all, n) = ([names(&a), names(&b)].concat(), if a == b { 8 } else { 16 });
+            let (mut all, n) = ([names(&a), names(&b)].concat(), if a == b { 9 } else { 18 });
             all.extend([marker(&a.namespace), marker_run(&a.namespace)]);
             all.sort();
             all.dedup();

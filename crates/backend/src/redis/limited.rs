@@ -42,15 +42,18 @@ impl RedisAdmin {
     ) -> Result<Vec<String>, BackendError> {
         let stem = keys::class_stem(namespace, Kind::RateLimit, class);
         let pattern = format!("{stem}*{}", keys::RATE);
-        let (mut found, mut cursor) = (Vec::new(), 0u64);
-        for _ in 0..SCAN_ROUNDS {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
-            let (next, names): (u64, Vec<String>) = self.client.run(&scan).await?;
-            found.extend(names);
-            cursor = next;
-            if cursor == 0 || found.len() >= at_most {
-                break;
+        let mut found = Vec::new();
+        for node in self.client.primaries().await? {
+            let mut cursor = 0u64;
+            for _ in 0..SCAN_ROUNDS {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(SCAN_COUNT);
+                let (next, names): (u64, Vec<String>) = node.run(&scan).await?;
+                found.extend(names);
+                cursor = next;
+                if cursor == 0 || found.len() >= at_most {
+                    break;
+                }
             }
         }
         // SCAN may name a key twice.

@@ -99,6 +99,10 @@ impl RedisLocks {
     ) -> Result<Arc<Self>, BackendError> {
         client.config().open()?;
         let (voter, topics) = voter.unzip();
+        if client.config().ack.is_some() && client.config().seeds().is_some() {
+            let why = "grants on a cluster cannot wait for replicas: leave ack out";
+            return Err(BackendError::Unavailable(why.into()));
+        }
         let counts = Arc::new(PushCounts::default());
         let (sender, subscribed) = watch::channel(false);
         let listener = Listener {
@@ -176,10 +180,20 @@ impl RedisLocks {
             return Err(BackendError::NotFound(what));
         }
         let (epoch, mode) = self.known_epoch(consistency)?;
-        let number = epoch.number.to_string();
+        let (number, runs) = (epoch.number.to_string(), epoch.runs_of_scripts());
         let mut all: Vec<&str> =
-            vec![&self.marker, &number, &epoch.replid, mode, policy, &self.channel_prefix];
+            vec![&self.marker, &number, &runs, mode, policy, &self.channel_prefix];
         all.extend(args);
+        let never = (!epoch.runs.is_empty()).then(|| ObjectKeys::new(at).never());
+        let mut named: Vec<&str> = Vec::new();
+        let keys = match &never {
+            None => keys,
+            Some(never) => {
+                named.extend(keys);
+                named.push(never.as_str());
+                &named[..]
+            }
+        };
         let reply = match (&self.acked, transition) {
             // Boxed, so that the others do not carry its state about.
             (Some(acked), Transition::LockAcquire | Transition::SemaphoreAcquire) => {
@@ -233,16 +247,12 @@ impl RedisLocks {
         consistency: Consistency,
     ) -> Result<(KnownEpoch, &'static str), BackendError> {
         let known = self.epoch.borrow().clone();
-        if let Some(name) = &self.voter {
-            let run = known.as_ref().and_then(|known| known.of(name));
-            return run.filter(|run| run.open).map(|run| (run, "s")).ok_or(BackendError::Epoch);
-        }
-        match (consistency, known) {
-            // Without a number there is no fence, however little is asked.
-            (_, None) => Err(BackendError::Epoch),
-            (Consistency::Strict, Some(epoch)) if !epoch.open => Err(BackendError::Epoch),
-            (Consistency::Strict, Some(epoch)) => Ok((epoch, "s")),
-            (Consistency::BestEffort, Some(epoch)) => Ok((epoch, "b")),
+        match &self.voter {
+            None => KnownEpoch::to_act_in(known, consistency),
+            Some(name) => {
+                let run = known.as_ref().and_then(|known| known.of(name));
+                KnownEpoch::to_act_in(run, Consistency::Strict)
+            }
         }
     }
 

@@ -63,22 +63,27 @@ impl RedisLocks {
         F: Future<Output = Result<LockView, BackendError>>,
     {
         let pattern = format!("{}*{}", keys::class_stem(namespace, kind, class), keys::RECORD);
-        let (mut found, mut cursor) = (Vec::new(), 0u64);
-        for _ in 0..SCAN_ROUNDS {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
-            let (next, names): (u64, Vec<String>) = self.client.run(&scan).await?;
-            let addresses: Vec<Address> =
-                names.iter().filter_map(|name| keys::parse_record(name)).collect();
-            for addresses in addresses.chunks(LIST_AT_ONCE) {
-                // One write for all of them.
-                let views = try_join_all(addresses.iter().cloned().map(&view)).await?;
-                let pairs = addresses.iter().map(|at| at.key.clone()).zip(views);
-                found.extend(pairs.filter(|(_, view)| view.holder.is_some() || view.waiters > 0));
-            }
-            cursor = next;
-            if cursor == 0 || found.len() >= limit {
-                break;
+        let mut found = Vec::new();
+        for node in self.client.primaries().await? {
+            let mut cursor = 0u64;
+            for _ in 0..SCAN_ROUNDS {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
+                let (next, names): (u64, Vec<String>) = node.run(&scan).await?;
+                let addresses: Vec<Address> =
+                    names.iter().filter_map(|name| keys::parse_record(name)).collect();
+                for addresses in addresses.chunks(LIST_AT_ONCE) {
+                    // One write for all of them.
+                    let views = try_join_all(addresses.iter().cloned().map(&view)).await?;
+                    let pairs = addresses.iter().map(|at| at.key.clone()).zip(views);
+                    found.extend(
+                        pairs.filter(|(_, view)| view.holder.is_some() || view.waiters > 0),
+                    );
+                }
+                cursor = next;
+                if cursor == 0 || found.len() >= limit {
+                    break;
+                }
             }
         }
         // SCAN may name a key twice.

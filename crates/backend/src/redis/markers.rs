@@ -2,7 +2,7 @@
 
 use holdfast_core::BackendError;
 
-use super::{admin::RedisAdmin, client::Failure, errors::redirect, keys, reply::unexpected};
+use super::{admin::RedisAdmin, errors::redirect, keys, reply::unexpected, request::Failure};
 
 /// What is at one place of a marker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

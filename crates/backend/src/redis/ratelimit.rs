@@ -153,6 +153,7 @@ impl RateLimitBackend for RedisRateLimits {
     async fn reset(&self, at: &Address) -> Result<(), BackendError> {
         let name = self.name(at)?;
         // A tenant may not delete, but end what its transitions could end as well.
-        self.client.run::<i64>(redis::cmd("PEXPIRE").arg(name).arg(0)).await.map(drop)
+        let mut command = redis::cmd("PEXPIRE");
+        self.client.run_on::<i64>(&name, command.arg(&name).arg(0)).await.map(drop)
     }
 }

@@ -159,29 +159,28 @@ impl Transition {
         }
     }
 
-    /// What a Function may do. A full store must still let go of what it has: that frees memory.
+    /// What a Function may do. A full store must still let go of what it has: that frees memory. Those
+    /// that look at the epoch read its marker, which in a cluster is in another slot of their server.
     const fn flags(self) -> &'static str {
         match self {
-            Transition::LockAcquire | Transition::RatelimitCheck | Transition::SemaphoreAcquire => {
-                ""
-            }
+            Transition::RatelimitCheck => "",
+            Transition::LockAcquire | Transition::SemaphoreAcquire => "'allow-cross-slot-keys'",
             Transition::LockRenew
             | Transition::LockRelease
             | Transition::LockCancel
             | Transition::LockBeat
             | Transition::LockForceRelease
             | Transition::LockRaise
-            | Transition::RatelimitRefund
-            | Transition::RatelimitRelease
-            | Transition::RatelimitPutBack
             | Transition::SemaphoreRenew
             | Transition::SemaphoreRelease
             | Transition::SemaphoreCancel
             | Transition::SemaphoreBeat
-            | Transition::SemaphoreForceRelease => "'allow-oom'",
-            Transition::LockQuery | Transition::LockNewest | Transition::SemaphoreQuery => {
-                "'no-writes'"
-            }
+            | Transition::SemaphoreForceRelease => "'allow-oom', 'allow-cross-slot-keys'",
+            Transition::RatelimitRefund
+            | Transition::RatelimitRelease
+            | Transition::RatelimitPutBack => "'allow-oom'",
+            Transition::LockNewest => "'no-writes', 'allow-cross-slot-keys'",
+            Transition::LockQuery | Transition::SemaphoreQuery => "'no-writes'",
         }
     }
 }

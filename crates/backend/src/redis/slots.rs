@@ -33,6 +33,11 @@ impl Slots {
         self.0.sort_unstable();
     }
 
+    /// The ranges, with both ends.
+    pub fn ranges(&self) -> &[(u16, u16)] {
+        &self.0
+    }
+
     /// Whether a slot is one of them.
     pub fn contains(&self, slot: u16) -> bool {
         self.0.iter().any(|(from, to)| (*from..=*to).contains(&slot))

@@ -1,5 +1,4 @@
-//! Which servers a Redis Cluster has, and which slots are on each: what CLUSTER SLOTS and CLUSTER
-//! NODES say.
+//! Which servers a Redis Cluster has, and which slots are on each: what CLUSTER SLOTS says.
 
 use holdfast_core::BackendError;
 use redis::{Value, from_redis_value};
@@ -29,10 +28,8 @@ pub struct Shard {
 /// The servers of a cluster, as one of them sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Topology {
-    /// Those with slots.
+    /// Those with slots, and their replicas. A primary without slots is not among them.
     pub shards: Vec<Shard>,
-    /// The ids of primaries that are there, and have no slot.
-    pub emptied: Vec<String>,
 }
 
 impl Topology {
@@ -64,23 +61,7 @@ impl Topology {
                 }
             }
         }
-        Ok(Topology { shards, emptied: Vec::new() })
-    }
-
-    /// The ids of primaries that CLUSTER NODES shows alive and without slots.
-    pub(super) fn emptied(nodes: &str) -> Vec<String> {
-        let is_empty = |line: &&str| {
-            let words: Vec<&str> = line.split_ascii_whitespace().collect();
-            let flags: Vec<&str> =
-                words.get(2).map(|flags| flags.split(',').collect()).unwrap_or_default();
-            // A slot that is being moved is shown in brackets.
-            words.len() == 8
-                && words[7] == "connected"
-                && flags.contains(&"master")
-                && !flags.iter().any(|flag| flag.starts_with("fail") || *flag == "handshake")
-        };
-        let ids = nodes.lines().filter(is_empty).filter_map(|line| line.split_once(' '));
-        ids.map(|(id, _)| id.to_owned()).collect()
+        Ok(Topology { shards })
     }
 
     /// Every server that clients may be sent to, primaries first.
@@ -139,17 +120,5 @@ mod tests {
         let addresses: Vec<_> = topology.nodes().map(|node| node.address.as_str()).collect();
         assert_eq!(addresses, ["10.0.0.1:1", "seed:3", "[::1]:2"]);
         assert!(Topology::from_slots(Value::Okay, "seed:1").is_err());
-    }
-
-    #[test]
-    fn only_living_primaries_without_slots_are_empty() {
-        let nodes = "\
-            e1 127.0.0.1:1@2 master - 0 1 1 connected\n\
-            s1 127.0.0.1:1@2,host myself,master - 0 1 1 connected 0-5 [7->-x]\n\
-            r1 127.0.0.1:1@2 slave s1 0 1 1 connected\n\
-            f1 127.0.0.1:1@2 master,fail - 0 1 1 connected\n\
-            g1 127.0.0.1:1@2 master,fail? - 0 1 1 connected\n\
-            d1 127.0.0.1:1@2 master - 0 1 1 disconnected\n";
-        assert_eq!(Topology::emptied(nodes), ["e1"]);
     }
 }

@@ -8,7 +8,10 @@
 use holdfast_core::BackendError;
 use sha2::{Digest, Sha256};
 
-use super::{admin::RedisAdmin, keys};
+use super::{
+    admin::{RedisAdmin, section},
+    keys,
+};
 
 /// Commands of a tenant's user: the call itself, and what functions and scripts call inside.
 const COMMANDS: &[&str] = &[
@@ -40,6 +43,8 @@ const COMMANDS: &[&str] = &[
     "+zrange",
     "+zrem",
 ];
+/// What a tenant needs besides in a cluster: where the slots are, and to follow one that is moved.
+const CLUSTER_COMMANDS: &[&str] = &["+cluster|slots", "+asking"];
 /// What a tenant needs instead of `+fcall` where the store has no Functions.
 const SCRIPT_COMMANDS: &[&str] = &["+evalsha", "+eval"];
 
@@ -58,6 +63,8 @@ impl RedisAdmin {
         passwords: &[String],
     ) -> Result<(), BackendError> {
         let has_functions = self.has_functions().await?;
+        let cluster = section(&self.client, "cluster").await?;
+        let is_cluster = cluster.get("cluster_enabled").is_some_and(|enabled| enabled == "1");
         // One command: there is no moment at which the user lacks a right that it keeps.
         let mut command = redis::cmd("ACL");
         command.arg("SETUSER").arg(username).arg("reset").arg("on").arg("sanitize-payload");
@@ -68,12 +75,18 @@ impl RedisAdmin {
         let stem = keys::namespace_stem(namespace);
         if has_functions {
             command.arg(format!("~{stem}{{*")).arg(format!("%R~{}", keys::marker(namespace)));
+            if is_cluster {
+                command.arg(format!("%R~{}:{{*", keys::marker(namespace)));
+            }
         } else {
             command.arg(format!("~{stem}*"));
         }
         command.arg(format!("&{}*", keys::channel_prefix(namespace))).arg("-@all").arg(COMMANDS);
         if !has_functions {
             command.arg(SCRIPT_COMMANDS);
+        }
+        if is_cluster {
+            command.arg(CLUSTER_COMMANDS);
         }
         self.client.run(&command).await
     }

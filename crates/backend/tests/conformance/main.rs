@@ -11,12 +11,15 @@ mod suite;
 #[allow(dead_code, reason = "other suites stop etcd and count requests")]
 #[path = "../support/apiserver.rs"]
 mod apiserver;
+mod cluster;
 mod fixture;
 mod history;
 mod lease;
 mod lock;
 mod ratelimit;
 mod redis;
+#[path = "../support/cluster.rs"]
+mod redis_cluster;
 mod redlock;
 mod semaphore;
 #[allow(dead_code, reason = "other suites restart and pause it")]

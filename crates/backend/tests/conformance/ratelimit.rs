@@ -11,22 +11,30 @@ use holdfast_core::{
     ratelimit::{Algorithm, Check, Decision, Limit, Mode, Outcome, Policy, RateLimitBackend, Rule},
 };
 
-use crate::{fixture::eventually, server::RedisServer};
+use crate::{fixture::eventually, server::RedisServer, redis_cluster::RedisCluster};
 
 /// A store, and what keeps it alive.
 struct World {
     limits: Arc<dyn RateLimitBackend>,
-    _server: Option<RedisServer>,
+    _servers: Box<dyn std::any::Any + Send>,
 }
 
 fn memory() -> World {
-    World { limits: MemoryRateLimits::new(Arc::new(SystemClock)), _server: None }
+    World { limits: MemoryRateLimits::new(Arc::new(SystemClock)), _servers: Box::new(()) }
 }
 
 fn redis() -> World {
     let server = RedisServer::start(&[]);
     let config = RedisConfig::new(&server.address()).unwrap();
-    World { limits: RedisRateLimits::connect(config, "default").unwrap(), _server: Some(server) }
+    let limits = RedisRateLimits::connect(config, "default").unwrap();
+    World { limits, _servers: Box::new(server) }
+}
+
+fn cluster() -> World {
+    let cluster = RedisCluster::start(2, 0);
+    let config = RedisConfig::from_seeds(&cluster.addresses()).unwrap();
+    let limits = RedisRateLimits::connect(config, "default").unwrap();
+    World { limits, _servers: Box::new(cluster) }
 }
 
 macro_rules! everywhere {
@@ -36,6 +44,9 @@ macro_rules! everywhere {
         }
         mod on_redis {
             $(#[tokio::test] async fn $body() { super::$body(&super::redis()).await; })*
+        }
+        mod on_a_cluster {
+            $(#[tokio::test] async fn $body() { super::$body(&super::cluster()).await; })*
         }
     };
 }

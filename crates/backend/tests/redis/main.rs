@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod ack;
+mod cluster;
 mod differential;
 mod epochs;
 mod failures;
@@ -11,6 +12,8 @@ mod handover;
 mod limiters;
 mod model;
 mod ratelimits;
+#[path = "../support/cluster.rs"]
+mod redis_cluster;
 mod redlock;
 mod semaphores;
 mod sentinel;

@@ -58,7 +58,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(epoch) = &epoch
         && !epoch.opened(REDIS_WITHIN).await
     {
-        bail!("the Redis does not answer; is it running, and is --redis right?");
+        let why = epoch.failed().map(|why| format!(" ({why})")).unwrap_or_default();
+        bail!("the Redis does not answer as it must{why}; is it running, and is --redis right?");
     }
     let compat = serving.compat(&args.compat).await?;
     let admin = serving.admin(args.admin, Readiness::default()).await?;

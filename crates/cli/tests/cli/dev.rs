@@ -63,6 +63,18 @@ fn a_redis_that_is_not_there_is_said_at_once() {
 }
 
 #[test]
+fn a_server_of_a_cluster_is_refused_with_a_reason() {
+    let bus = crate::support::free_port().to_string();
+    let redis = RedisServer::start(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
+    let url = format!("redis://{}", redis.address());
+    let examples = root().join("examples");
+    let args = ["dev", "-f", examples.to_str().unwrap(), "--redis", &url];
+    let output = holdfast(&[&args[..], &["--listen", "127.0.0.1:0"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("it is part of a cluster"), "{}", stderr(&output));
+}
+
+#[test]
 fn files_with_errors_are_not_served() {
     let (_dir, path) = classes("apiVersion: holdfast.dev/v1alpha1\nkind: Lok\n");
     let output = holdfast(&["dev", "-f", path.to_str().unwrap(), "--listen", "127.0.0.1:0"]);

@@ -66,11 +66,12 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     }
     let unfit = unfit(backend.spec.redis.mode, &members, &probes);
     let mut current = before.clone();
+    let number = before.as_ref().map_or(0, |epoch| epoch.number);
     if unfit.is_none() {
         let facts = Facts {
             seen: &seen,
             members: &members.primaries.iter().map(|member| member.name.clone()).collect(),
-            emptied: &members.emptied,
+            emptied: &emptied(known, &members, &seen, number).await,
             above: &ctx.doubts.of(&name),
             floor: ctx.floors.get(&epoch_key(&name)),
             longest_ttl: longest,
@@ -137,6 +138,39 @@ async fn ask(
     let (server, replid) = (member.name.clone(), probe.replid.clone());
     let took_over = probe.took_over.clone();
     Ok((Seen { server, replid, took_over, marker, tags }, probe))
+}
+
+/// The servers that are gone, and whose markers have been moved to servers that were there before and
+/// have lost nothing: all that they had has been moved as well. (A primary that has given its last
+/// slot away makes itself a replica of who took it.)
+async fn emptied(
+    known: &[RunStatus],
+    members: &Members,
+    seen: &[Seen],
+    number: u64,
+) -> BTreeSet<String> {
+    let is_unchanged = |member: &Member| {
+        let seen = seen.iter().find(|seen| seen.server == member.name);
+        seen.zip(run_of(known, member)).is_some_and(|(seen, run)| seen.replid == run.replid)
+    };
+    let mut emptied = BTreeSet::new();
+    let is_member = |run: &RunStatus| members.primaries.iter().any(|m| m.name == run.server);
+    for run in known.iter().filter(|run| run.open && !run.tags.is_empty() && !is_member(run)) {
+        let mut moved = 0;
+        for tag in &run.tags {
+            let owner = members.primaries.iter().find(|member| member.has(tag));
+            let Some(owner) = owner.filter(|owner| is_unchanged(owner)) else { break };
+            let place = owner.admin.markers(CANARY, std::slice::from_ref(tag));
+            match timeout(WITHIN, place).await {
+                Ok(Ok(places)) if places == [Place::Found(number)] => moved += 1,
+                _ => break,
+            }
+        }
+        if moved == run.tags.len() {
+            emptied.insert(run.server.clone());
+        }
+    }
+    emptied
 }
 
 /// The marker of a server, from what is at each of its places.

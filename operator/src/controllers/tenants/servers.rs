@@ -162,7 +162,10 @@ fn published<'a>(before: &'a Epoch, run: &RunStatus) -> Option<&'a EpochRun> {
 }
 
 fn is_same(epoch: &EpochStatus, run: &RunStatus, before: Option<&Epoch>) -> bool {
-    let same = |before: &Epoch| before.number == epoch.number && published(before, run).is_some();
+    let same = |before: &Epoch| {
+        before.number == epoch.number
+            && published(before, run).is_some_and(|known| known.tags == run.tags)
+    };
     run.open && before.is_some_and(same)
 }
 

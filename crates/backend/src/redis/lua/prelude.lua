@@ -11,7 +11,10 @@
 --   1 the marker's key  2 epoch  3 replid  4 's' strict or 'b' best effort  5 policy
 --   6 the prefix of the sessions' channels  7… the script's own
 -- The marker is read but not declared: it has another hash tag, and a tenant's user may only read
--- it. That is allowed outside cluster mode, which is the only mode there is for now.
+-- it. In a cluster, 3 is ':' and the runs that are trusted: '<replid>:<tag>+<tag>,…'. The marker of
+-- a run is in the slots of these tags, which are on the run's own server: a Function may read there
+-- what it has not declared. The last of KEYS is then a name that never exists: while a slot is being
+-- moved, the server refuses all that names it, and so no transition is carried out in part.
 --
 -- The record: '<seen> <epoch> <seq> <free at> <waiters> <policy>', and when it is held also
 --   ' <hold> <session> <since> <expires> <ttl> <max hold> <claimed> <holder>'.
@@ -62,16 +65,58 @@ local function parse_record(record)
   return st
 end
 
+-- The marker of this very server, if it is one of the runs that are trusted; in a cluster only. One
+-- place whose slot has been moved away is an error, and the next one tells. One that is empty has
+-- been lost, with all that was on the server.
+local function own_marker(ARGV)
+  local own = string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
+  local tags = own and string.match(ARGV[3], own .. ':([%d+]*)')
+  if not tags then return nil end
+  for tag in string.gmatch(tags, '%d+') do
+    local found = redis.pcall('GET', ARGV[1] .. ':{' .. tag .. '}')
+    if type(found) == 'string' then return found end
+    if not found then return nil end
+  end
+  return nil
+end
+
+local function is_cluster(ARGV)
+  return string.sub(ARGV[3], 1, 1) == ':'
+end
+
+-- The marker, the record, the tombstone.
+local function read_all(KEYS, ARGV, tomb)
+  if is_cluster(ARGV) then
+    -- Names of two slots cannot be read at once.
+    local got = redis.call('MGET', KEYS[1], tomb or KEYS[1])
+    return { own_marker(ARGV), got[1], tomb and got[2] }
+  end
+  if tomb then return redis.call('MGET', ARGV[1], KEYS[1], tomb) end
+  return redis.call('MGET', ARGV[1], KEYS[1])
+end
+
 -- 0 when the epoch is sure, 1 when it is not and the class goes on all the same, nil when it may not.
 -- A new run id of the primary means a restart or a failover: what it has may be older than what was
--- granted. A record of a later epoch means the same of whoever sent the epoch.
+-- granted. A record of a later epoch means the same of whoever sent the epoch; not so in a cluster,
+-- where another server's loss raises the number of all: there the marker may be later, too.
 local function doubt_about(ARGV, marker, record_epoch)
-  local replication = redis.call('INFO', 'replication')
-  if marker == ARGV[2] and record_epoch <= tonumber(ARGV[2])
-    and string.find(replication, 'master_replid:' .. ARGV[3], 1, true) then
-    return 0
+  if is_cluster(ARGV) then
+    if marker and tonumber(marker) >= tonumber(ARGV[2]) then return 0 end
+  else
+    local replication = redis.call('INFO', 'replication')
+    if marker == ARGV[2] and record_epoch <= tonumber(ARGV[2])
+      and string.find(replication, 'master_replid:' .. ARGV[3], 1, true) then
+      return 0
+    end
   end
   return ARGV[4] == 'b' and 1 or nil
+end
+
+-- The epoch of what is granted now: never below what this key, or this server of a cluster, has seen.
+local function epoch_of_grants(ARGV, marker, record_epoch)
+  local epoch = math.max(record_epoch, tonumber(ARGV[2]))
+  if is_cluster(ARGV) then epoch = math.max(epoch, tonumber(marker or 0)) end
+  return epoch
 end
 
 local EPOCH_IN_DOUBT = 'EPOCH the epoch of this store is not the one expected'
@@ -79,17 +124,12 @@ local EPOCH_IN_DOUBT = 'EPOCH the epoch of this store is not the one expected'
 -- What every transition starts with: the epoch is sure, time goes on, the newest class wins, an
 -- expired hold is dropped. Returns nil and an error reply, with no effect, when the epoch is not.
 local function begin(KEYS, ARGV)
-  local got
-  if KEYS[4] then
-    got = redis.call('MGET', ARGV[1], KEYS[1], KEYS[4])
-  else
-    got = redis.call('MGET', ARGV[1], KEYS[1])
-  end
+  local got = read_all(KEYS, ARGV, KEYS[4])
   local st = got[2] and parse_record(got[2])
     or { now = 0, epoch = 0, seq = 0, free_at = 0, waiters = 0 }
   local doubt = doubt_about(ARGV, got[1], st.epoch)
   if not doubt then return nil, redis.error_reply(EPOCH_IN_DOUBT) end
-  st.grant_epoch = math.max(st.epoch, tonumber(ARGV[2]))
+  st.grant_epoch = epoch_of_grants(ARGV, got[1], st.epoch)
   st.doubt, st.keys, st.channel = doubt, KEYS, ARGV[6]
   st.now = math.max(store_ms(), st.now)
   st.policy = parse_policy(ARGV[5])

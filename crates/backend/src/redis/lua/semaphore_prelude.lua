@@ -101,16 +101,11 @@ end
 
 -- What every transition starts with, as `begin` of a lock.
 local function sem_begin(KEYS, ARGV)
-  local got
-  if KEYS[8] then
-    got = redis.call('MGET', ARGV[1], KEYS[1], KEYS[8])
-  else
-    got = redis.call('MGET', ARGV[1], KEYS[1])
-  end
+  local got = read_all(KEYS, ARGV, KEYS[8])
   local st = got[2] and sem_parse(got[2]) or { now = 0, epoch = 0, seq = 0, used = 0, waiters = 0 }
   local doubt = doubt_about(ARGV, got[1], st.epoch)
   if not doubt then return nil, redis.error_reply(EPOCH_IN_DOUBT) end
-  st.grant_epoch = math.max(st.epoch, tonumber(ARGV[2]))
+  st.grant_epoch = epoch_of_grants(ARGV, got[1], st.epoch)
   st.doubt, st.keys, st.channel = doubt, KEYS, ARGV[6]
   st.now = math.max(store_ms(), st.now)
   st.policy = sem_policy(ARGV[5])

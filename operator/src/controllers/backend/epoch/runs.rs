@@ -3,8 +3,8 @@
 //! - The number is one for all: what moves from one server to another must not lower a fence.
 //! - A server that may have lost something raises it, and only its own run is in quarantine: the
 //!   others have lost nothing, and stay open.
-//! - A server that is gone without having been seen empty may have left its data anywhere: unless
-//!   another one is known to have taken over from it, all runs are in quarantine.
+//! - A server that is gone may have left its data anywhere: unless another one is known to have taken
+//!   over from it, or its data to have been moved, all runs are in quarantine.
 //! - A server that did not answer stays what it was.
 
 use std::{
@@ -47,7 +47,7 @@ pub struct Facts<'a> {
     pub seen: &'a [Seen],
     /// All there are now, also those that did not answer.
     pub members: &'a BTreeSet<String>,
-    /// Servers that are no members any more, and have been seen to have no data.
+    /// Servers that are no members any more, and whose data is known to have been moved to others.
     pub emptied: &'a BTreeSet<String>,
     /// Numbers that somebody found too low, by server.
     pub above: &'a BTreeMap<String, u64>,
