@@ -8,6 +8,7 @@
 use std::fmt::Debug;
 
 use holdfast_api::names::{FIELD_MANAGER, FINALIZER, LABEL_CLASS, LABEL_KIND, LABEL_MANAGED};
+use holdfast_backend::lease::names;
 use k8s_openapi::{
     ClusterResourceScope, NamespaceResourceScope,
     api::{
@@ -38,6 +39,10 @@ pub async fn leases(ctx: &Context, valid: &Valid, planned: Planned) -> Result<Ap
     let mut applied = Applied { complete: true, again: planned.again, ..Applied::default() };
     // Something that is waited for is not there.
     applied.complete &= planned.again.is_none() || planned.free.is_empty();
+    // First what stops grants, last what lets them go on.
+    for lease in &planned.close {
+        annotate(ctx, &**lease, json!({ names::CLOSED: "true" })).await?;
+    }
     for lease in &planned.create {
         if let Some(name) = create_lease(ctx, &api, lease).await? {
             applied.complete = false;
@@ -56,6 +61,9 @@ pub async fn leases(ctx: &Context, valid: &Valid, planned: Planned) -> Result<Ap
     }
     for lease in &planned.free {
         remove_finalizer(ctx, &**lease).await?;
+    }
+    for lease in &planned.open {
+        annotate(ctx, &**lease, json!({ names::CLOSED: null })).await?;
     }
     Ok(applied)
 }

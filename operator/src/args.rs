@@ -73,6 +73,11 @@ pub struct ControlArgs {
     #[arg(long, env = "HOLDFAST_PROBE_MS", default_value_t = 2_000,
           value_parser = clap::value_parser!(u64).range(100..=60_000))]
     pub probe_ms: u64,
+    /// After how many hours the Redis passwords of namespaces change; 0 for never. The old ones are good
+    /// for an hour more.
+    #[arg(long, env = "HOLDFAST_ROTATE_PASSWORDS_HOURS", default_value_t = 720,
+          value_parser = parse_rotation)]
+    pub rotate_passwords_hours: u64,
     /// For how many seconds the deletion of a class waits for a Redis that is away.
     #[arg(long, env = "HOLDFAST_LET_GO_SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -89,9 +94,22 @@ impl ControlArgs {
         Duration::from_millis(self.probe_ms)
     }
 
+    /// How often the Redis passwords of namespaces change; zero for never.
+    pub fn rotate_every(&self) -> Duration {
+        Duration::from_secs(self.rotate_passwords_hours * 3_600)
+    }
+
     /// For how long a deletion waits for a store that is away.
     pub fn let_go_after(&self) -> Duration {
         Duration::from_secs(self.let_go_seconds)
+    }
+}
+
+/// The old passwords are good for an hour: a rotation must be over before the next begins.
+fn parse_rotation(text: &str) -> Result<u64, String> {
+    match text.parse::<u64>() {
+        Ok(hours) if hours == 0 || (2..=87_600).contains(&hours) => Ok(hours),
+        _ => Err("must be 0 (never) or 2 to 87600 hours".into()),
     }
 }
 

@@ -4,6 +4,8 @@
 //! operator, so that nobody adds a finalizer again; then the finalizers, so that every class can be
 //! deleted with no operator around; then what the operator has made.
 //!
+//! What sidecars logged in with on a Redis goes as well, as far as the server can be reached.
+//!
 //! Classes and backends stay (the definitions carry Helm's keep policy), and so does the record of
 //! fences that must outlive their classes. Nothing is validated: a broken class is freed as well.
 
@@ -13,7 +15,7 @@ use clap::Args;
 use holdfast_api::{
     bundle::BUNDLE_CONFIG_MAP,
     names::{FINALIZER, LABEL_MANAGED, REDIS_SECRET},
-    v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore},
+    v1alpha1::{Backend, LeaderElection, Lock, RateLimit, Semaphore, backend::Tenancy},
 };
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -32,8 +34,12 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::{controllers::tenants, stores::Stores};
+
+/// For how long one store may take.
+const WITHIN: Duration = Duration::from_secs(5);
 /// How often to look whether the operator's pods are gone.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -75,6 +81,7 @@ pub async fn run(client: Client, args: &CleanupArgs) -> anyhow::Result<()> {
     namespaces.extend(delete_managed::<Lease>(&client).await?);
     namespaces.extend(delete_managed::<RoleBinding>(&client).await?);
     namespaces.extend(delete_managed::<Role>(&client).await?);
+    drop_users(&client, args, &namespaces).await?;
     for namespace in namespaces {
         let bundles: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
         delete(&bundles, BUNDLE_CONFIG_MAP).await?;
@@ -84,6 +91,44 @@ pub async fn run(client: Client, args: &CleanupArgs) -> anyhow::Result<()> {
     let secrets: Api<Secret> = Api::namespaced(client, &args.namespace);
     delete(&secrets, &args.webhook_secret).await?;
     tracing::info!("nothing is left that needs the operator; classes and backends are kept");
+    Ok(())
+}
+
+/// Deletes the users of these namespaces on every Redis. A server that does not answer is no reason to
+/// stop: such a user reaches nothing but the remains of its own namespace.
+async fn drop_users(
+    client: &Client,
+    args: &CleanupArgs,
+    namespaces: &BTreeSet<String>,
+) -> anyhow::Result<()> {
+    let all: Api<Backend> = Api::all(client.clone());
+    let backends = match all.list(&ListParams::default()).await {
+        Ok(backends) => backends,
+        // The definition is gone.
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let stores = Stores::default();
+    for backend in backends {
+        if backend.spec.redis.tenancy == Tenancy::Shared {
+            continue;
+        }
+        let dropping = async {
+            let store = stores.get(&backend)?;
+            store
+                .set_credentials(tenants::credentials_in(client, &args.namespace, &backend).await?);
+            for namespace in namespaces {
+                store.admin.drop_user(&tenants::username(namespace)).await?;
+            }
+            anyhow::Ok(())
+        };
+        let failed = match timeout(WITHIN, dropping).await {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {WITHIN:?}"),
+        };
+        tracing::warn!(backend = backend.name_any(), failed, "users stay in the store");
+    }
     Ok(())
 }
 

@@ -39,6 +39,7 @@ use crate::{
 pub mod cleanup;
 pub mod force;
 pub mod judge;
+mod slots;
 
 /// Nothing is missed by never looking again, but a look now and then costs nothing.
 pub const RESYNC: Duration = Duration::from_secs(600);
@@ -122,6 +123,10 @@ pub struct Planned {
     pub adopt: Vec<Arc<Lease>>,
     /// Of keys that are no longer declared, and that nobody holds.
     pub delete: Vec<Arc<Lease>>,
+    /// Slots of a semaphore that has more holds than permits: to be closed.
+    pub close: Vec<Arc<Lease>>,
+    /// Slots that were closed: to be opened.
+    pub open: Vec<Arc<Lease>>,
     /// Drained: nobody holds them, and only our finalizer keeps them.
     pub free: Vec<Arc<Lease>>,
     /// When to look again at what could not be done yet.
@@ -186,7 +191,7 @@ fn dereference<K: Controlled>(object: Arc<K>, ctx: &Context) -> Found<K> {
 }
 
 /// Our Leases of a class.
-fn leases_of(ctx: &Context, namespace: &str, kind: Kind, class: &str) -> Vec<Arc<Lease>> {
+pub fn leases_of(ctx: &Context, namespace: &str, kind: Kind, class: &str) -> Vec<Arc<Lease>> {
     ctx.caches.leases.state_filter(|lease| {
         let label = |name: &str| lease.labels().get(name).map(String::as_str);
         lease.metadata.namespace.as_deref() == Some(namespace)
@@ -278,9 +283,18 @@ impl Valid {
             look.map(|look| look.left).unwrap_or_default()
         };
         let mut wanted = Vec::new();
+        let kind = self.class.config.kind();
+        let mut slots = Vec::new();
         for key in self.lease_keys() {
-            let kind = self.class.config.kind();
-            let mut lease = names::unheld(&self.namespace, kind, &self.class.name, &key);
+            let numbers = match kind {
+                Kind::Semaphore => self.plan_slots(&key, &found.leases, sightings, &mut planned),
+                Kind::Lock | Kind::LeaderElection | Kind::RateLimit => vec![0],
+            };
+            slots.extend(numbers.into_iter().map(|number| (key.clone(), number)));
+        }
+        for (key, number) in slots {
+            let (namespace, class) = (&self.namespace, &self.class.name);
+            let mut lease = names::unheld_slot(namespace, kind, class, &key, number);
             lease.metadata.owner_references = owner.clone().map(|owner| vec![owner]);
             if self.is_shared() {
                 let label = (names::LABEL_INTEROP.to_owned(), "ClientGo".to_owned());

@@ -10,7 +10,7 @@ use std::{
 use holdfast_api::bundle::{BundleBackend, Epoch, RedisAddress};
 use holdfast_backend::{
     hub::Hub,
-    lease::{LeaseClient, LeaseLocks},
+    lease::{LeaseClient, LeaseLocks, LeaseSemaphores},
     limiter::Limiter,
     memory::{MemoryLocks, MemoryRateLimits, MemorySemaphores},
     redis::{
@@ -41,8 +41,7 @@ struct Made {
     redis: Option<RedisAddress>,
     epoch: Option<watch::Sender<Option<KnownEpoch>>>,
     locks: Arc<LockClient>,
-    /// `None` where semaphores cannot be.
-    semaphores: Option<Arc<LockClient>>,
+    semaphores: Arc<LockClient>,
     /// `None` where rate limits cannot be.
     rate_limits: Option<Arc<Limiter>>,
 }
@@ -89,7 +88,7 @@ impl Backends {
             redis: None,
             epoch: None,
             locks,
-            semaphores: Some(semaphores),
+            semaphores,
             rate_limits: Some(limits),
         };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
@@ -125,13 +124,14 @@ impl Backends {
                 rate_limits = Some(Limiter::new(limits, self.clock.clone()));
                 let semaphores = MemorySemaphores::new(self.hub.clone(), self.clock.clone());
                 let locks = MemoryLocks::new(self.hub.clone(), self.clock.clone());
-                (self.client(locks), Some(self.client(semaphores)))
+                (self.client(locks), self.client(semaphores))
             }
             Substrate::Lease => {
                 let leases = self.leases.clone();
                 let leases = leases.ok_or("there is no API server to reach from here")?;
                 let locks = LeaseLocks::new(leases, self.hub.clone(), self.clock.clone());
-                (self.client(locks), None)
+                let semaphores = LeaseSemaphores::beside(&locks);
+                (self.client(locks), self.client(semaphores))
             }
             Substrate::Redis => {
                 let address =
@@ -142,7 +142,7 @@ impl Backends {
                 let config = mk_config(address, source)?;
                 let OnRedis { locks, semaphores, limits } = self.redis(config, receiver)?;
                 rate_limits = Some(limits);
-                (locks, Some(semaphores))
+                (locks, semaphores)
             }
         };
         let substrate = backend.substrate;
@@ -178,8 +178,8 @@ impl Connect for Backends {
     fn semaphores(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String> {
         self.locks(name, backend)?;
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let semaphores = made.get(name).and_then(|made| made.semaphores.clone());
-        semaphores.ok_or_else(|| format!("backend \"{name}\" cannot keep semaphores"))
+        let semaphores = made.get(name).map(|made| made.semaphores.clone());
+        semaphores.ok_or_else(|| format!("backend \"{name}\" is not there any more"))
     }
 
     fn rate_limits(&self, name: &str, backend: &BundleBackend) -> Result<Arc<Limiter>, String> {

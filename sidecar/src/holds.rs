@@ -372,6 +372,7 @@ impl Hold {
     fn new(new: NewHold, now: Stamp) -> Self {
         let NewHold { class, at, held, ttl, max_hold, permits, bound } = new;
         let manual = bound.is_none();
+        let most = class.renew_deadline.unwrap_or(Duration::MAX);
         Hold {
             class,
             at,
@@ -380,7 +381,7 @@ impl Hold {
             max_hold,
             manual,
             granted: now,
-            life: Life::new(ttl, held.ttl, held.deadline, held.claimed, !manual),
+            life: Life::new(ttl, held.ttl, held.deadline, most, held.claimed, !manual),
             bound: bound.unwrap_or(Bound::Process),
             due_ns: u64::MAX,
             releasing: false,

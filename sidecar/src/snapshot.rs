@@ -33,6 +33,9 @@ pub struct LockClass {
     pub guarantee: String,
     /// Its configuration.
     pub config: Arc<LockConfig>,
+    /// How long after its last renewal a hold of it is trusted at most, however long the store keeps
+    /// it; `None` where its time to live decides alone.
+    pub renew_deadline: Option<Duration>,
     /// The key of requests that name none.
     pub default_key: Key,
     /// Who may use it.
@@ -80,11 +83,16 @@ impl LockClass {
         let client = client.inspect_err(unserved).ok()?;
         let kind = class.config.kind();
         let config = class.config.lock(client.backend().substrate())?;
+        let renew_deadline = match &class.config {
+            ClassConfig::LeaderElection(election) => Some(election.renew_deadline()),
+            ClassConfig::Lock(_) | ClassConfig::Semaphore(_) | ClassConfig::RateLimit(_) => None,
+        };
         Some(Arc::new(LockClass {
             kind,
             name: class.name.clone(),
             backend: class.backend.clone(),
             guarantee: client.backend().guarantee().to_string(),
+            renew_deadline,
             default_key: default_key(&config),
             config: Arc::new(config),
             access: class.access.clone(),

@@ -81,6 +81,12 @@ impl Deadline {
         Deadline { since, trusted: trusted_for(ttl) }
     }
 
+    /// The same deadline, but no later than `most` after the stamp it counts from.
+    #[must_use]
+    pub fn within(self, most: Duration) -> Self {
+        Deadline { trusted: self.trusted.min(most), ..self }
+    }
+
     /// How much longer the hold may be trusted; zero once it is over.
     pub fn remaining(&self, now: Stamp) -> Duration {
         self.trusted.saturating_sub(now.since(self.since))
@@ -95,6 +101,11 @@ impl Deadline {
     /// pod share this clock.
     pub fn boot_ns(&self) -> u64 {
         self.since.boot_ns.saturating_add(self.trusted.as_nanos() as u64)
+    }
+
+    /// How long after [`Deadline::since`] it is over.
+    pub fn trusted(&self) -> Duration {
+        self.trusted
     }
 
     /// The stamp the deadline counts from.
@@ -174,6 +185,15 @@ mod tests {
         assert_eq!(trusted_for(Duration::from_secs(15)), Duration::from_millis(13_500));
         assert_eq!(trusted_for(Duration::from_millis(200)), Duration::from_millis(150));
         assert_eq!(trusted_for(Duration::from_millis(50)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_deadline_can_be_drawn_in_and_never_put_off() {
+        let (start, ttl) = (mk_stamp(0), Duration::from_secs(15));
+        let deadline = Deadline::new(start, ttl).within(Duration::from_secs(10));
+        assert!(!deadline.passed(mk_stamp(9_999)) && deadline.passed(mk_stamp(10_000)));
+        let deadline = Deadline::new(start, ttl).within(Duration::from_secs(14));
+        assert!(!deadline.passed(mk_stamp(13_499)) && deadline.passed(mk_stamp(13_500)));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! What is particular to elections is who asks (a candidate that never stops asking) and what the
 //! app is told; both are the sidecar's.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -33,6 +35,10 @@ pub struct ElectionConfig {
     pub generation: i64,
     /// How long a term lasts without a renewal. A crashed leader is replaced after it at the latest.
     pub lease_duration_ms: u64,
+    /// How long after its last renewal that succeeded a leader stops; absent: see
+    /// [`ElectionConfig::renew_deadline`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_deadline_ms: Option<u64>,
     /// How long a leader that resigned stands back before it is a candidate again, and how long a
     /// candidate whose attempt failed waits before the next.
     pub retry_period_ms: u64,
@@ -46,6 +52,14 @@ pub struct ElectionConfig {
 }
 
 impl ElectionConfig {
+    /// How long after its last renewal that succeeded a leader stops: two thirds of the lease
+    /// duration if nothing else is said, as with client-go's defaults. It never leads longer than its
+    /// hold may be trusted ([`crate::clock::trusted_for`]), whatever this says.
+    pub fn renew_deadline(&self) -> Duration {
+        let ms = self.renew_deadline_ms.unwrap_or(self.lease_duration_ms * 2 / 3);
+        Duration::from_millis(ms)
+    }
+
     /// The lock that a term is a hold of, on a substrate.
     pub fn lock(&self, on: Substrate) -> LockConfig {
         LockConfig {
@@ -73,16 +87,27 @@ impl ElectionConfig {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_term_is_a_hold_of_one_key_without_an_end_of_its_own() {
-        let config = ElectionConfig {
+    fn mk_config(renew_deadline_ms: Option<u64>) -> ElectionConfig {
+        ElectionConfig {
             generation: 3,
             lease_duration_ms: 15_000,
+            renew_deadline_ms,
             retry_period_ms: 2_000,
             interop: Interop::None,
             fence_floor: Fence::new(9),
             transfer_to: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_leader_stops_after_two_thirds_of_its_lease_unless_told_otherwise() {
+        assert_eq!(mk_config(None).renew_deadline(), Duration::from_secs(10));
+        assert_eq!(mk_config(Some(4_000)).renew_deadline(), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_term_is_a_hold_of_one_key_without_an_end_of_its_own() {
+        let config = mk_config(None);
         let lock = config.lock(Substrate::Redis);
         assert_eq!((lock.ttl_ms, lock.max_hold_ms, lock.lock_delay_ms), (15_000, 0, 0));
         assert_eq!(lock.keys, Keys::Fixed(vec![Key::default_key()]));

@@ -1,5 +1,5 @@
 //! Semaphore: at most so many permits at once, in holds of different weight. What a class is; the
-//! rules themselves are in [`state`].
+//! rules themselves are in [`state`], and for permits that are Lease objects in [`slots`].
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,7 @@ use crate::{
     queue::BEATS_TO_LIVE,
 };
 
+pub mod slots;
 pub mod state;
 
 /// How many holders a view names.

@@ -65,9 +65,7 @@ pub fn supports(kind: Kind, substrate: Substrate) -> Result<Guarantee, &'static 
         (Kind::Lock | Kind::LeaderElection, Substrate::Lease) => Ok(Guarantee::Consensus),
         (Kind::Semaphore, Substrate::Memory) => Ok(Guarantee::Process),
         (Kind::Semaphore, Substrate::Redis) => Ok(Guarantee::BestEffort),
-        (Kind::Semaphore, Substrate::Lease) => {
-            Err("a semaphore cannot live on Leases yet: set backend to the name of a Redis Backend")
-        }
+        (Kind::Semaphore, Substrate::Lease) => Ok(Guarantee::Consensus),
         (Kind::RateLimit, Substrate::Memory) => Ok(Guarantee::Process),
         (Kind::RateLimit, Substrate::Redis) => Ok(Guarantee::BestEffort),
         (Kind::RateLimit, Substrate::Lease) => Err(

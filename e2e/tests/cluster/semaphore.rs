@@ -1,4 +1,4 @@
-//! Permits in pods, on Redis.
+//! Permits in pods, on Redis and on Leases.
 
 use std::{
     thread,
@@ -11,7 +11,8 @@ use serde_json::Value;
 fn declare(namespace: &Namespace, backend: &str, permits: u32) {
     namespace.apply(&format!(
         "{{apiVersion: holdfast.dev/v1alpha1, kind: Semaphore, metadata: {{name: pool}}, \
-         spec: {{backend: {backend}, permits: {permits}, maxPerHolder: 2, ttlSeconds: 5}}}}"
+         spec: {{backend: {backend}, permits: {permits}, maxPerHolder: {}, ttlSeconds: 5}}}}",
+        permits.min(2)
     ));
     let wait =
         ["wait", "-n", &namespace.name, "--for=condition=Ready", "sem/pool", "--timeout=60s"];
@@ -78,4 +79,54 @@ fn pods_share_permits_and_a_killed_one_gives_them_back() {
     });
     assert_eq!(pods[1].get("/v1/semaphores/pool")["used"], 2);
     release(&pods[1], &all);
+}
+
+#[test]
+fn pods_share_permits_that_are_leases() {
+    let namespace = Namespace::new("slots");
+    declare(&namespace, "lease", 3);
+    let pods = namespace.pods(&["a", "b"]);
+    let within = Duration::from_secs(20);
+    // The class says two for each pod, and one for each hold.
+    let (one, two) = (acquire(&pods[0], ""), acquire(&pods[0], ""));
+    assert_eq!(acquire(&pods[0], "")["code"], "locked", "more than its share");
+    assert_eq!(acquire(&pods[1], "permits=2")["code"], "cost_too_large");
+    let three = acquire(&pods[1], "");
+    assert!(fence(&one) < fence(&two) && fence(&two) < fence(&three), "{one} {two} {three}");
+    assert_eq!(acquire(&pods[1], "")["code"], "locked");
+    eventually("the status shows it", within, || {
+        let status = status(&namespace);
+        status["used"] == 3 && status["held"] == 3 && status["guarantee"] == "Consensus"
+    });
+
+    // Whoever waits is granted by the release.
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| acquire(&pods[1], "waitSeconds=60"));
+        eventually("the waiter is seen", within, || {
+            pods[1].get("/v1/semaphores/pool")["waiters"] == 1
+        });
+        release(&pods[0], &one);
+        let four = waiting.join().unwrap();
+        assert!(fence(&four) > fence(&three), "{four}");
+        release(&pods[1], &four);
+    });
+
+    // Fewer permits take nothing away, and let nothing be granted until enough have ended.
+    declare(&namespace, "lease", 1);
+    eventually("the sidecars know of it", within, || {
+        pods.iter().all(|pod| pod.get("/v1/semaphores/pool")["permits"] == 1)
+    });
+    release(&pods[1], &three);
+    assert_eq!(acquire(&pods[1], "")["code"], "locked", "the other is still held");
+    release(&pods[0], &two);
+    let next = acquire(&pods[1], "waitSeconds=30");
+    assert!(fence(&next) > fence(&three), "{next}");
+
+    // The permit of a pod that was killed is back within its time to live.
+    kubectl(&["delete", "pod", "b", "-n", &namespace.name, "--force", "--grace-period=0"]);
+    let begun = Instant::now();
+    let last = acquire(&pods[0], "waitSeconds=30");
+    assert!(fence(&last) > fence(&next), "{last}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    release(&pods[0], &last);
 }

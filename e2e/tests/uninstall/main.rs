@@ -10,7 +10,8 @@
 use std::time::Duration;
 
 use holdfast_e2e::{
-    Namespace, SYSTEM, apply, eventually, fence, helm, helm_upgrade, kubectl, redis, try_kubectl,
+    Namespace, Pod, SYSTEM, apply, eventually, fence, helm, helm_upgrade, kubectl, redis,
+    try_kubectl,
 };
 use serde_json::Value;
 
@@ -85,6 +86,9 @@ fn uninstall_leaves_classes_that_can_be_deleted_and_nothing_else() {
          spec: {redis: {mode: Standalone, addresses: ['192.0.2.1:6379']}}}",
     );
     uninstall();
+    let server = Pod { namespace: namespace.name.clone(), name: "redis".into() };
+    let users = server.run("redis", &["redis-cli", "ACL", "LIST"]).unwrap();
+    assert!(!users.contains(&namespace.name), "the namespace's user stays: {users}");
 
     // Installed again, it takes up the classes that were left, under sidecars that still run.
     helm_upgrade(&[]);

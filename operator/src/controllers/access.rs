@@ -11,11 +11,11 @@ use std::{
 };
 
 use holdfast_api::{
-    bundle::{AccessRule, BUNDLE_CONFIG_MAP, Bundle, BundleClass, Verb},
+    bundle::{AccessRule, BUNDLE_CONFIG_MAP, Bundle, BundleClass, ClassConfig, Verb},
     names::LABEL_MANAGED,
 };
 use holdfast_backend::lease::names;
-use holdfast_core::{Key, Substrate};
+use holdfast_core::{Key, Kind, Substrate};
 use k8s_openapi::{
     api::rbac::v1::{PolicyRule, Role, RoleBinding, RoleRef, Subject},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -41,24 +41,25 @@ struct Rights {
     look: BTreeSet<String>,
 }
 
-/// The Roles of a namespace, each with whom it is for. Pure.
-pub fn plan(namespace: &str, bundle: &Bundle) -> Vec<(Role, RoleBinding)> {
+/// The Roles of a namespace, each with whom it is for. `there` are the names of the Leases that there
+/// are. Pure.
+pub fn plan(namespace: &str, bundle: &Bundle, there: &[String]) -> Vec<(Role, RoleBinding)> {
     let mut open = Rights::default();
     let mut named: BTreeMap<String, Rights> = BTreeMap::new();
     for class in &bundle.classes {
         let substrate = bundle.backends.get(&class.backend).map(|backend| backend.substrate);
         for key in lease_keys(class, substrate.unwrap_or(Substrate::Lease)) {
-            let lease = names::lease_name(class.config.kind(), &class.name, &key);
+            let leases = names_of(class, &key, there);
             if class.access.is_empty() {
-                open.take.insert(lease);
+                open.take.extend(leases);
                 continue;
             }
             for rule in reaching(class, &key) {
                 for account in &rule.service_accounts {
                     let rights = named.entry(account.clone()).or_default();
                     match only_reads(rule) {
-                        true => rights.look.insert(lease.clone()),
-                        false => rights.take.insert(lease.clone()),
+                        true => rights.look.extend(leases.clone()),
+                        false => rights.take.extend(leases.clone()),
                     };
                 }
             }
@@ -90,6 +91,19 @@ pub fn plan(namespace: &str, bundle: &Bundle) -> Vec<(Role, RoleBinding)> {
         roles.push(grant(namespace, &format!("{OPEN}:{account}"), rights.rules(), subject));
     }
     roles
+}
+
+/// The Leases of a key. Of a semaphore also those that its class has no more: whoever holds one goes on
+/// renewing it.
+fn names_of(class: &BundleClass, key: &Key, there: &[String]) -> Vec<String> {
+    let ClassConfig::Semaphore(config) = &class.config else {
+        return vec![names::lease_name(class.config.kind(), &class.name, key)];
+    };
+    let name = |number| names::slot_name(Kind::Semaphore, &class.name, key, number);
+    let is_surplus = |lease: &&String| {
+        names::slot_number(&class.name, key, lease).is_some_and(|number| number >= config.permits)
+    };
+    (0..config.permits).map(name).chain(there.iter().filter(is_surplus).cloned()).collect()
 }
 
 /// The rules of access that say something about a key.
@@ -151,8 +165,10 @@ fn grant(
 /// # Errors
 /// Whatever the API server says.
 pub async fn apply(ctx: &Context, namespace: &str, bundle: &Bundle) -> Result<(), Error> {
-    let planned = plan(namespace, bundle);
     let inside = |object: &dyn Fn() -> Option<String>| object().as_deref() == Some(namespace);
+    let there = ctx.caches.leases.state_filter(|lease| inside(&|| lease.namespace()));
+    let there: Vec<String> = there.iter().map(|lease| lease.name_any()).collect();
+    let planned = plan(namespace, bundle, &there);
     let roles = ctx.caches.roles.state_filter(|role| inside(&|| role.namespace()));
     let bindings = ctx.caches.bindings.state_filter(|binding| inside(&|| binding.namespace()));
     for (role, binding) in &planned {
@@ -220,7 +236,7 @@ mod tests {
              \x20 - {{serviceAccounts: [ann], keyPrefix: a/}}\n\
              \x20 - {{serviceAccounts: [ann, bob], verbs: [Read]}}\n"
         ));
-        let planned = plan("shop", &bundle);
+        let planned = plan("shop", &bundle, &[]);
         let by_name = |name: &str| &planned.iter().find(|(r, _)| r.name_any() == name).unwrap().0;
         let names: Vec<_> = planned.iter().map(|(role, _)| role.name_any()).collect();
         let expected =
@@ -238,9 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn a_semaphore_s_role_names_its_slots_and_those_that_are_still_held() {
+        let bundle = mk_bundle(
+            "apiVersion: holdfast.dev/v1alpha1\nkind: Semaphore\nmetadata: {name: pool}\n\
+             spec: {backend: lease, permits: 2}\n",
+        );
+        let there = ["holdfast-semaphore-pool.1", "holdfast-semaphore-pool.5", "holdfast-lock-x"];
+        let planned = plan("shop", &bundle, &there.map(str::to_owned));
+        let expected = [0, 1, 5].map(|n| format!("holdfast-semaphore-pool.{n}"));
+        assert_eq!(leases(&planned[1].0, TAKE), expected);
+    }
+
+    #[test]
     fn no_role_has_a_wildcard_or_lets_a_sidecar_create_or_delete() {
         let yaml = "apiVersion: holdfast.dev/v1alpha1\nkind: Lock\nmetadata: {name: a}\nspec: {}\n";
-        for (role, _) in plan("shop", &mk_bundle(yaml)) {
+        for (role, _) in plan("shop", &mk_bundle(yaml), &[]) {
             let text = serde_json::to_string(&role).unwrap();
             for bad in ["*", "create", "delete", "update", "list"] {
                 assert!(!text.contains(&format!("\"{bad}\"")), "{text}");

@@ -49,7 +49,8 @@ pub(super) struct Observed {
     pub(super) held: BTreeMap<Key, Held>,
     /// How holds that are no more ended, where the store shows it.
     pub(super) endings: BTreeMap<Key, Ending>,
-    pub(super) waiting: u32,
+    /// How many wait, where the store shows it.
+    pub(super) waiting: Option<u32>,
     /// When something changes by itself, or is to be looked at again.
     pub(super) again: Option<Duration>,
 }
@@ -117,7 +118,9 @@ impl Reported for Lock {
     ) -> Result<Option<Duration>, Error> {
         let observed = match valid.substrate {
             Substrate::Lease => observe::leases(ctx, valid),
-            Substrate::Redis => observe::store(ctx, valid, as_before(&before)).await,
+            Substrate::Redis => {
+                observe::store(ctx, valid, observe::LEAST, as_before(&before)).await
+            }
             Substrate::Memory => Observed::default(),
         };
         let verdict = judge::ready(valid, &applied);

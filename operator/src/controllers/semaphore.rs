@@ -6,22 +6,30 @@
 use std::time::Duration;
 
 use holdfast_api::{
+    bundle::LEASE_BACKEND,
     compile::Class,
     conditions::{Verdict, set_conditions},
     v1alpha1::{Semaphore, SemaphoreStatus, semaphore::PermitHolderStatus},
 };
-use holdfast_core::{Key, Kind, Substrate, lock::LockView};
+use holdfast_core::{
+    Fence, Holder, Key, Kind, Substrate,
+    lock::{HolderView, LockView},
+};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff::Timestamp,
 };
+use kube::ResourceExt;
 use tokio::time::{Instant, timeout};
 
-use super::lock::observe::{LEAST, SHARE, WITHIN};
+use super::lock::{
+    observe::{LEAST, SHARE, WITHIN},
+    sightings::Look,
+};
 use crate::{
     context::Context,
     error::Error,
-    pipeline::{Applied, Controlled, Phase, Valid, judge},
+    pipeline::{Applied, Controlled, Phase, Valid, judge, leases_of},
     status,
 };
 
@@ -36,8 +44,12 @@ impl Controlled for Semaphore {
     }
 
     fn keys(&self) -> Vec<Key> {
-        // None of them has a Lease.
-        Vec::new()
+        if self.spec.backend != LEASE_BACKEND {
+            // None of them has a Lease.
+            return Vec::new();
+        }
+        let keys: Vec<Key> = self.spec.keys.iter().filter_map(|key| Key::new(key).ok()).collect();
+        if keys.is_empty() { vec![Key::default_key()] } else { keys }
     }
 
     async fn report(&self, ctx: &Context, phase: Phase<'_>) -> Result<Option<Duration>, Error> {
@@ -70,12 +82,18 @@ async fn observed(
     before: SemaphoreStatus,
 ) -> Result<Option<Duration>, Error> {
     let asked = Instant::now();
-    let found = match valid.substrate {
-        Substrate::Redis => timeout(WITHIN, look(ctx, valid)).await.ok().flatten(),
-        // Never on Leases, and memory is each pod's own.
-        Substrate::Lease | Substrate::Memory => Some(Vec::new()),
+    let (found, again) = match valid.substrate {
+        Substrate::Redis => {
+            let found = timeout(WITHIN, look(ctx, valid)).await.ok().flatten();
+            (found, Some(LEAST.max(asked.elapsed() * SHARE)))
+        }
+        Substrate::Lease => {
+            let (found, again) = slots(ctx, valid);
+            (Some(found), again)
+        }
+        // Each pod's own.
+        Substrate::Memory => (Some(Vec::new()), None),
     };
-    let again = LEAST.max(asked.elapsed() * SHARE);
     let status = SemaphoreStatus {
         observed_generation: semaphore.metadata.generation,
         conditions: conditions(semaphore, &before, judge::ready(valid, &applied)),
@@ -86,9 +104,41 @@ async fn observed(
             None => before,
         }
     };
-    let again = applied.again.map_or(again, |applied| applied.min(again));
     let wait = status::write(ctx, semaphore, semaphore.status.as_ref(), &status).await?;
-    Ok(Some(wait.map_or(again, |wait| wait.min(again))))
+    Ok([again, applied.again, wait].into_iter().flatten().min())
+}
+
+/// The holders on Leases, as the watch has told, and when the first of them expires. Who waits is known
+/// to each sidecar alone.
+fn slots(ctx: &Context, valid: &Valid) -> (Vec<(Key, LockView)>, Option<Duration>) {
+    let leases = leases_of(ctx, &valid.namespace, Kind::Semaphore, valid.class.name.as_str());
+    let mut again: Option<Duration> = None;
+    let mut views = Vec::new();
+    for key in valid.lease_keys() {
+        let mut holders = Vec::new();
+        for lease in valid.slots_of(&key, &leases).values() {
+            let look = ctx.sightings.look(&valid.namespace, &lease.name_any());
+            let Some(look) = look.filter(Look::is_held) else { continue };
+            again = Some(again.map_or(look.left, |known| known.min(look.left)));
+            holders.extend(Holder::new(&look.holder).ok().map(|holder| HolderView {
+                holder,
+                fence: look.record.fence.unwrap_or(Fence::new(0)),
+                ttl: look.left,
+                held_for: Duration::ZERO,
+                permits: 1,
+            }));
+        }
+        // A fence is as old as its hold.
+        holders.sort_by_key(|holder| holder.fence);
+        let held = holders.len() as u32;
+        let mut named = holders.into_iter();
+        let (holder, others) = (named.next(), named.collect());
+        views.push((
+            key,
+            LockView { holder, others, holds: held, used: held, ..LockView::default() },
+        ));
+    }
+    (views, again)
 }
 
 async fn look(ctx: &Context, valid: &Valid) -> Option<Vec<(Key, LockView)>> {
@@ -125,8 +175,6 @@ fn counted(found: &[(Key, LockView)], before: &SemaphoreStatus, now: Timestamp) 
 
 #[cfg(test)]
 mod tests {
-    use holdfast_core::{Fence, Holder, lock::HolderView};
-
     use super::*;
 
     fn mk_view(permits: &[u32]) -> LockView {

@@ -1,7 +1,8 @@
 //! What a namespace has on each Redis that its classes live on: a user bound to its keys, the
 //! credentials in its Secret, and the marker of the epoch.
 //!
-//! - A password is in the Secret before the store knows it: nobody is locked out by a crash.
+//! - A password is in the Secret before the store knows it: nobody is locked out by a crash. While
+//!   passwords change, the store takes the old ones beside the new.
 //! - It is there before a class needs it, and stays when none does any more: running pods see a new
 //!   Secret only after a minute or so, and a class should not have to wait for that.
 //! - A marker is set only for an epoch that is open, and before the bundle says so. A marker that is
@@ -22,11 +23,13 @@ use holdfast_api::{
         backend::{EpochStatus, RedisSpec, Tenancy},
     },
 };
+use holdfast_backend::redis::Credentials;
 use holdfast_core::BackendError;
 use k8s_openapi::{
     ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    jiff::Timestamp,
 };
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -35,6 +38,10 @@ use crate::{
     error::Error,
     stores::Store,
 };
+
+mod rotation;
+
+use rotation::{ANNOTATION_ROTATED, Turn};
 
 /// For how long one store may take.
 const WITHIN: Duration = Duration::from_secs(3);
@@ -48,9 +55,9 @@ const SEE_TO: Duration = Duration::from_secs(60);
 /// The users that this leader has seen to.
 #[derive(Default)]
 pub struct Users {
-    /// By Backend and namespace, the run of the store and the password they were made with. A store
+    /// By Backend and namespace, the run of the store and the passwords they were made with. A store
     /// that starts again has forgotten its users.
-    made: Mutex<HashMap<(String, String), (String, String)>>,
+    made: Mutex<HashMap<(String, String), (String, Vec<String>)>>,
     /// What each namespace's Secret says.
     secrets: Mutex<HashMap<String, Known>>,
 }
@@ -113,10 +120,10 @@ pub async fn provision(
         let name = backend.name_any();
         let before = published.and_then(|bundle| bundle.backends.get(&name)?.epoch.clone());
         let tenant = Tenant { ctx, namespace, backend, name: &name };
-        let password = credentials.get(&password_key(&name)).cloned().unwrap_or_default();
+        let passwords = rotation::accepted(&credentials, &name);
         let set_up = async {
             let store = ctx.stores.get(backend)?;
-            tenant.ensure_user(&store, &password).await?;
+            tenant.ensure_user(&store, passwords).await?;
             tenant.mark(&store, before.as_ref()).await
         };
         match timeout(WITHIN, set_up).await {
@@ -180,14 +187,23 @@ async fn secret(
     let what = format!("read Secret \"{namespace}/{REDIS_SECRET}\"");
     let there = api.get_opt(REDIS_SECRET).await.map_err(Error::api(what))?;
     let is_there = there.is_some();
+    let now = Timestamp::now();
+    let turn = rotation::turn(there.as_ref(), ctx.args.rotate_every(), now);
+    let since = there.as_ref().and_then(|secret| secret.annotations().get(ANNOTATION_ROTATED));
+    let since = match (turn, since) {
+        (Turn::Keep, Some(since)) => since.clone(),
+        (Turn::Keep | Turn::Stamp | Turn::Begin | Turn::Finish, _) => now.to_string(),
+    };
     let there = texts(there);
     let mut wanted = BTreeMap::new();
     for backend in backends {
         let name = backend.name_any();
         let (user, password) = match backend.spec.redis.tenancy {
             Tenancy::PerNamespaceUser => {
-                let known = there.get(&password_key(&name)).filter(|known| !known.is_empty());
-                (username(namespace), known.cloned().unwrap_or_else(random_password))
+                let (password, previous) =
+                    rotation::passwords(turn, &there, &name, random_password);
+                rotation::note_previous(&mut wanted, &name, previous);
+                (username(namespace), password)
             }
             Tenancy::Shared => {
                 let shared = own_credentials(ctx, backend).await?;
@@ -202,13 +218,15 @@ async fn secret(
         if is_there {
             apply::delete(ctx, &api, REDIS_SECRET).await?;
         }
-    } else if wanted != there {
+    } else if wanted != there || turn != Turn::Keep {
+        tracing::info!(namespace, ?turn, "writes the Redis credentials");
         let data = wanted.iter().map(|(k, v)| (k.clone(), ByteString(v.clone().into_bytes())));
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(REDIS_SECRET.into()),
                 namespace: Some(namespace.to_owned()),
                 labels: Some([(LABEL_MANAGED.to_owned(), "true".to_owned())].into()),
+                annotations: Some([(ANNOTATION_ROTATED.to_owned(), since)].into()),
                 ..ObjectMeta::default()
             },
             data: Some(data.collect()),
@@ -234,17 +252,26 @@ fn texts(secret: Option<Secret>) -> BTreeMap<String, String> {
 ///
 /// # Errors
 /// Whatever the API server says.
-pub async fn own_credentials(
-    ctx: &Context,
+pub async fn own_credentials(ctx: &Context, backend: &Backend) -> Result<Credentials, Error> {
+    credentials_in(&ctx.client, &ctx.namespace, backend).await
+}
+
+/// The same, for who has no context: the Secret is in the operator's namespace.
+///
+/// # Errors
+/// Whatever the API server says.
+pub async fn credentials_in(
+    client: &Client,
+    namespace: &str,
     backend: &Backend,
-) -> Result<holdfast_backend::redis::Credentials, Error> {
+) -> Result<Credentials, Error> {
     let Some(reference) = &backend.spec.redis.credentials_secret_ref else {
-        return Ok(holdfast_backend::redis::Credentials::default());
+        return Ok(Credentials::default());
     };
-    let api: Api<Secret> = Api::namespaced(ctx.client.clone(), &ctx.namespace);
-    let what = format!("read Secret \"{}/{}\"", ctx.namespace, reference.name);
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let what = format!("read Secret \"{namespace}/{}\"", reference.name);
     let secret = texts(Some(api.get(&reference.name).await.map_err(Error::api(what))?));
-    Ok(holdfast_backend::redis::Credentials {
+    Ok(Credentials {
         username: secret.get("username").filter(|name| !name.is_empty()).cloned(),
         password: secret.get("password").filter(|text| !text.is_empty()).cloned(),
     })
@@ -269,18 +296,18 @@ impl Tenant<'_> {
         self.backend.status.as_ref()?.epoch.clone()
     }
 
-    async fn ensure_user(&self, store: &Store, password: &str) -> Result<(), BackendError> {
+    async fn ensure_user(&self, store: &Store, passwords: Vec<String>) -> Result<(), BackendError> {
         let Some(epoch) = self.epoch() else { return Ok(()) };
         if self.backend.spec.redis.tenancy == Tenancy::Shared {
             return Ok(());
         }
         let entry = (self.name.to_owned(), self.namespace.to_owned());
-        let made_with = (epoch.replid, password.to_owned());
+        let made_with = (epoch.replid, passwords);
         if lock(&self.ctx.users.made).get(&entry) == Some(&made_with) {
             return Ok(());
         }
         let user = username(self.namespace);
-        store.admin.ensure_user(self.namespace, &user, &[password.to_owned()]).await?;
+        store.admin.ensure_user(self.namespace, &user, &made_with.1).await?;
         lock(&self.ctx.users.made).insert(entry, made_with);
         Ok(())
     }

@@ -13,6 +13,7 @@ use holdfast_api::{
 };
 use holdfast_backend::{
     hub::Hub,
+    lease::LeaseSemaphores,
     redis::{Ack, KnownEpoch, RedisLocks, RedisSemaphores},
 };
 use holdfast_core::{Kind, SessionId, Substrate, lock::LockBackend};
@@ -48,7 +49,10 @@ impl Stores {
         let name = &class.backend;
         let there = bundle.backends.get(name);
         match there.map_or(Substrate::Lease, |backend| backend.substrate) {
-            Substrate::Lease => Ok(ctx.leases.clone()),
+            Substrate::Lease => Ok(match class.config.kind() {
+                Kind::Semaphore => LeaseSemaphores::beside(&ctx.leases),
+                Kind::Lock | Kind::LeaderElection | Kind::RateLimit => ctx.leases.clone(),
+            }),
             Substrate::Memory => Err("its backend is in the memory of each process".into()),
             Substrate::Redis => {
                 let epoch = there.and_then(|backend| backend.epoch.clone());

@@ -12,7 +12,8 @@ use holdfast_api::{
     names::{FINALIZER, LABEL_CLASS, LABEL_KIND, LABEL_MANAGED},
     v1alpha1::Backend,
 };
-use holdfast_core::{BackendError, ClassName};
+use holdfast_backend::lease::names;
+use holdfast_core::{BackendError, ClassName, Kind, semaphore::slots::MAX_SLOTS};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
     Api, ResourceExt,
@@ -124,8 +125,13 @@ impl<K: Controlled> End<'_, K> {
         // Leases that were deleted under a holder: it may believe in its hold until then.
         let kind = K::KIND;
         if let (Ok(class), false) = (ClassName::new(&self.name), self.is_let_go()) {
-            for key in self.object.keys() {
-                let name = holdfast_backend::lease::names::lease_name(kind, &class, &key);
+            let slots = match kind {
+                Kind::Semaphore => MAX_SLOTS,
+                Kind::Lock | Kind::LeaderElection | Kind::RateLimit => 1,
+            };
+            let keys = self.object.keys();
+            for (key, number) in keys.iter().flat_map(|key| (0..slots).map(move |n| (key, n))) {
+                let name = names::slot_name(kind, &class, key, number);
                 left = left.max(ctx.sightings.absent_for(&self.namespace, &name));
             }
         }

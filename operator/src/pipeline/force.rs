@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
+    lease::LeaseSemaphores,
     redis::{KnownEpoch, RedisLocks, RedisSemaphores},
 };
 use holdfast_core::{
@@ -68,9 +69,20 @@ pub async fn by_annotation<K: Controlled>(
         // The change brings us back here.
         return apply::annotate(ctx, object, json!({ MEANT_FOR: newest.to_string() })).await;
     };
-    // A hold that is named by its fence is that one or none, whatever was granted since.
-    if newest <= meant_for || only.is_some() {
-        let taken = within(locks.force_release_holds(&at, config, only)).await.map_err(store)?;
+    let slots = (K::KIND == Kind::Semaphore && valid.substrate == Substrate::Lease)
+        .then(|| LeaseSemaphores::beside(&ctx.leases));
+    let taken = match (slots, only) {
+        // Slot by slot, and perhaps only some of them before a crash: the fence of each tells.
+        (Some(slots), None) => {
+            Some(within(slots.force_release_up_to(&at, config, meant_for)).await.map_err(store)?)
+        }
+        (_, None) if newest > meant_for => None,
+        // A hold that is named by its fence is that one or none, whatever was granted since.
+        (_, only) => {
+            Some(within(locks.force_release_holds(&at, config, only)).await.map_err(store)?)
+        }
+    };
+    if let Some(taken) = taken {
         if taken.is_empty() {
             let note = format!("key \"{}\" was not held: nothing to release", at.key);
             ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
@@ -136,7 +148,10 @@ async fn within<T>(
 /// The substrate of a class, with the epoch of now.
 fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBackend>, Error> {
     if valid.substrate != Substrate::Redis {
-        return Ok(ctx.leases.clone());
+        return Ok(match kind {
+            Kind::Semaphore => LeaseSemaphores::beside(&ctx.leases),
+            Kind::Lock | Kind::LeaderElection | Kind::RateLimit => ctx.leases.clone(),
+        });
     }
     let what = || format!("reach Backend \"{}\"", valid.class.backend);
     let unavailable = |text: &str| holdfast_core::BackendError::Unavailable(text.to_owned());

@@ -87,7 +87,7 @@ async fn a_lock_on_redis_shows_holders_and_waiters_and_is_bound_to_its_namespace
     eventually("holder and waiter in the status", async || {
         let status = bed.get_lock("orders").await.unwrap().status.unwrap();
         status.held == 1
-            && status.waiting == 1
+            && status.waiting == Some(1)
             && status.holders[0].key == "order/17"
             && status.holders[0].pod == "pod-1"
             && status.holders[0].fence == fence.to_string()

@@ -94,7 +94,8 @@ async fn holders_show_in_the_status_with_events_and_not_as_readiness() {
             && status.holders[0].fence == fence.to_string()
     })
     .await;
-    bed.until_ready("orders", "True", "Reconciled").await;
+    let lock = bed.until_ready("orders", "True", "Reconciled").await;
+    assert_eq!(lock.status.unwrap().waiting, None, "nobody but the sidecars knows: not a 0");
     eventually("Acquired", async || !bed.events("orders", "Acquired").await.is_empty()).await;
     locks.release(&at, &config, &hold).await.unwrap();
     eventually("Released", async || !bed.events("orders", "Released").await.is_empty()).await;

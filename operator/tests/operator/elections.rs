@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -112,6 +112,54 @@ async fn the_leader_shows_in_the_status_and_label_and_route_follow_it() {
     }
     bed.kubectl(&["delete", "le", "boss", "--timeout=40s"], "").unwrap();
     assert!(leases.get_opt("holdfast-leaderelection-boss").await.unwrap().is_none());
+}
+
+/// On both stores: the Lease is watched, a Redis is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn label_and_route_follow_a_change_within_a_retry_period() {
+    let bed = Bed::shared().await;
+    bed.kubectl(&["create", "serviceaccount", "default"], "").ok();
+    let addresses = [("pod-1", "10.1.0.1"), ("pod-2", "10.1.0.2")];
+    for (name, address) in addresses {
+        pod(&bed, name, address).await;
+    }
+    let redis = crate::redis::RedisServer::start(&[]);
+    bed.backend("routes", &redis, "");
+    let pods: Api<Pod> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    let slices: Api<EndpointSlice> = Api::namespaced(bed.client.clone(), &bed.namespace);
+    for backend in ["lease", "routes"] {
+        let name = format!("boss-{backend}");
+        let service = format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}}}, \
+             spec: {{clusterIP: None, ports: [{{port: 80}}]}}}}"
+        );
+        bed.kubectl(&["apply", "-f", "-"], &service).unwrap();
+        let spec = format!(
+            "{{backend: {backend}, leaseDurationSeconds: 30, leaderLabel: {{name: {name}}}, \
+             service: {{name: {name}}}}}"
+        );
+        bed.kubectl(&["apply", "-f", "-"], &object("LeaderElection", &name, &spec)).unwrap();
+        until(&bed, &name, is_ready).await;
+        let (config, at) = bed.term(&name).await;
+        let locks: Arc<dyn LockBackend> = match backend {
+            "lease" => bed.leases().await,
+            redis => bed.redis(redis).await,
+        };
+        for (leader, address) in [addresses[0], addresses[1], addresses[0]] {
+            let (hold, _) = acquire_soon(&*locks, &at, &config, leader).await;
+            let begun = Instant::now();
+            eventually("the route", async || {
+                let slice = slices.get_opt(&format!("holdfast-{name}")).await.unwrap();
+                let of = slice.map(|slice| slice.endpoints).unwrap_or_default();
+                of.len() == 1 && of[0].addresses == [address]
+            })
+            .await;
+            let marked = pods.get(leader).await.unwrap().labels().get(&name).cloned();
+            assert_eq!(marked.as_deref(), Some("true"));
+            assert!(begun.elapsed() < Duration::from_secs(2), "{name}: {:?}", begun.elapsed());
+            locks.release(&at, &config, &hold).await.unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

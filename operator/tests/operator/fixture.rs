@@ -90,7 +90,7 @@ impl Plane {
     }
 }
 
-const OPERATOR: &str = env!("CARGO_BIN_EXE_holdfast-operator");
+pub const OPERATOR: &str = env!("CARGO_BIN_EXE_holdfast-operator");
 
 /// A running operator; it ends with the value.
 pub struct Operator {
@@ -251,14 +251,23 @@ impl<'a> Bed<'a> {
         LeaseLocks::new(client, Hub::new(), Arc::new(SystemClock))
     }
 
-    /// Locks on a Redis, as a sidecar uses them: its Secret, its bundle.
-    pub async fn redis(&self, backend: &str) -> Arc<RedisLocks> {
+    /// A part of the namespace's Redis credentials.
+    pub async fn credential(&self, name: &str) -> Option<String> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let data = api.get("holdfast-redis").await.unwrap().data.unwrap();
-        let text = |part: &str| {
-            Some(String::from_utf8(data[&format!("{backend}.{part}")].0.clone()).unwrap())
-        };
-        let credentials = Credentials { username: text("username"), password: text("password") };
+        data.get(name).map(|text| String::from_utf8(text.0.clone()).unwrap())
+    }
+
+    /// Locks on a Redis, as a sidecar uses them: its Secret, its bundle.
+    pub async fn redis(&self, backend: &str) -> Arc<RedisLocks> {
+        let password = self.credential(&format!("{backend}.password")).await;
+        self.redis_as(backend, password).await
+    }
+
+    /// The same with another password.
+    pub async fn redis_as(&self, backend: &str, password: Option<String>) -> Arc<RedisLocks> {
+        let username = self.credential(&format!("{backend}.username")).await;
+        let credentials = Credentials { username, password };
         let bundle = self.bundle().await.unwrap();
         let there = &bundle.backends[backend];
         let epoch = there.epoch.clone().map(|epoch| KnownEpoch {

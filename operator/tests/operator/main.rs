@@ -12,8 +12,10 @@ mod endings;
 mod fixture;
 mod gate_ends;
 mod gates;
+mod passwords;
 mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;
 mod schema;
 mod semaphores;
+mod uninstall;

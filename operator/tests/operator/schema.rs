@@ -90,6 +90,16 @@ async fn every_rule_of_a_leader_election_admits_and_refuses() {
             "{leaseDurationSeconds: 5, retryPeriodSeconds: 5}",
             "retryPeriodSeconds must be less than leaseDurationSeconds",
         ),
+        (
+            "{leaseDurationSeconds: 5, renewDeadlineSeconds: 4}",
+            "{leaseDurationSeconds: 5, renewDeadlineSeconds: 5}",
+            "renewDeadlineSeconds must be less than leaseDurationSeconds",
+        ),
+        (
+            "{leaseDurationSeconds: 5, renewDeadlineSeconds: 3, retryPeriodSeconds: 2}",
+            "{leaseDurationSeconds: 5, renewDeadlineSeconds: 3, retryPeriodSeconds: 3}",
+            "retryPeriodSeconds must be less than renewDeadlineSeconds",
+        ),
         ("{interop: ClientGo}", "{backend: r, interop: ClientGo}", "is about Leases"),
         ("{backend: r}", "{backend: memory}", "exists in `holdfast dev` only"),
         ("{leaseDurationSeconds: 3600}", "{leaseDurationSeconds: 3601}", "less than or equal to"),

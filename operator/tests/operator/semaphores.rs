@@ -1,4 +1,5 @@
 //! Semaphores: from a class to permits on a Redis, what is shown of them, and the rules of the schema.
+//! On Leases: [`leases`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +15,8 @@ use crate::{
     fixture::{Bed, eventually, object},
     redis::RedisServer,
 };
+
+mod leases;
 
 const TTL: Duration = Duration::from_secs(20);
 
@@ -221,13 +224,23 @@ async fn every_rule_of_a_semaphore_admits_and_refuses() {
         apply(&name, &format!("{{backend: r, {good}}}")).unwrap();
     }
     for (spec, why) in [
-        ("{backend: lease, permits: 1}", "a semaphore cannot live on Leases yet"),
+        ("{backend: lease, permits: 65}", "at most 64 permits, each is a Lease object"),
+        (
+            "{backend: lease, permits: 64, keys: [a, b, c, d, e]}",
+            "permits times keys is at most 256",
+        ),
+        (
+            "{backend: lease, permits: 1, fairness: Fifo}",
+            "the lease backend cannot promise an order",
+        ),
+        ("{backend: lease, permits: 1, consistency: BestEffort}", "always Strict"),
         ("{backend: memory, permits: 1}", "exists in `holdfast dev` only"),
         ("{permits: 1}", "Required value"),
     ] {
         let refusal = apply("where", spec).expect_err(spec);
         assert!(refusal.contains(why), "{spec}: {refusal}");
     }
+    apply("where", "{backend: lease, permits: 64, keys: [a, b, c, d], fairness: None}").unwrap();
     apply("moved", "{backend: r1, permits: 1}").unwrap();
     let refusal = apply("moved", "{backend: r2, permits: 1}").expect_err("moved");
     assert!(refusal.contains("backend cannot be changed"), "{refusal}");

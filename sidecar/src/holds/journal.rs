@@ -145,7 +145,8 @@ impl Holds {
             let ttl = Duration::from_millis(record.granted_ms);
             let deadline = Deadline::new(Stamp { boot_ns, raw_ns, real_ns }, ttl);
             let Some(class) = snapshot.class_of(&record.at) else { continue };
-            if deadline.passed(now) {
+            let most = class.renew_deadline.unwrap_or(Duration::MAX);
+            if deadline.within(most).passed(now) {
                 continue;
             }
             let held = HeldLock {

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use holdfast_core::{Deadline, Stamp, clock::trusted_for};
+use holdfast_core::{Deadline, Stamp};
 use holdfast_wire::HoldState;
 
 /// The first pause after a failed renewal; later ones are longer.
@@ -47,27 +47,31 @@ pub struct Life {
     asked: Duration,
     granted: Duration,
     deadline: Deadline,
+    /// How long after its last renewal the hold is trusted at most.
+    most: Duration,
     suspended: bool,
     renewal: Renewal,
     failures: u8,
 }
 
 impl Life {
-    /// The life of a hold just granted: `asked` is what each renewal asks for. An unclaimed one is
-    /// renewed at once.
+    /// The life of a hold just granted: `asked` is what each renewal asks for, `most` draws its
+    /// deadlines in. An unclaimed one is renewed at once.
     pub fn new(
         asked: Duration,
         granted: Duration,
         deadline: Deadline,
+        most: Duration,
         claimed: bool,
         auto: bool,
     ) -> Self {
+        let deadline = deadline.within(most);
         let renewal = match (auto, claimed) {
             (false, _) => Renewal::Never,
             (true, false) => Renewal::At(0),
-            (true, true) => Renewal::At(renew_at(deadline.since(), granted)),
+            (true, true) => Renewal::At(renew_at(deadline, granted)),
         };
-        Life { asked, granted, deadline, suspended: false, renewal, failures: 0 }
+        Life { asked, granted, deadline, most, suspended: false, renewal, failures: 0 }
     }
 
     /// What each renewal asks for.
@@ -124,7 +128,7 @@ impl Life {
 
     /// A renewal sent at `sent` succeeded. Returns whether the hold was suspended until now.
     pub fn renewed(&mut self, sent: Stamp, granted: Duration) -> bool {
-        let next = Deadline::new(sent, granted);
+        let next = Deadline::new(sent, granted).within(self.most);
         // A late answer never shortens what a newer one has granted.
         if next.boot_ns() >= self.deadline.boot_ns() {
             (self.deadline, self.granted) = (next, granted);
@@ -133,7 +137,7 @@ impl Life {
         if self.renewal != Renewal::Never {
             // Less than asked for means that the longest hold is reached: more asking brings nothing.
             let is_last = granted + Duration::from_millis(1) < self.asked;
-            let at = renew_at(sent, granted);
+            let at = renew_at(next, granted);
             self.renewal = if is_last { Renewal::Never } else { Renewal::At(at) };
         }
         std::mem::take(&mut self.suspended)
@@ -142,7 +146,7 @@ impl Life {
     /// A renewal did not succeed, or got no answer: the next one is due soon.
     pub fn failed(&mut self, now: Stamp) {
         if self.renewal == Renewal::Sent {
-            let cap = (self.granted / 6).clamp(RETRY_BASE / 2, Duration::from_secs(5));
+            let cap = (self.deadline.trusted() / 5).clamp(RETRY_BASE / 2, Duration::from_secs(5));
             let high = (RETRY_BASE * 3u32.pow(u32::from(self.failures.min(6)))).min(cap);
             let pause = rand::random_range(high / 2..=high);
             self.failures = self.failures.saturating_add(1);
@@ -164,7 +168,7 @@ impl Life {
 
     /// For how long an answer to a renewal is waited for.
     pub fn patience(&self) -> Duration {
-        (trusted_for(self.granted) / 3).max(Duration::from_millis(20))
+        (self.deadline.trusted() / 3).max(Duration::from_millis(20))
     }
 
     fn suspend_ns(&self) -> u64 {
@@ -173,12 +177,12 @@ impl Life {
     }
 }
 
-/// When a hold granted for `ttl` from `since` is renewed.
-fn renew_at(since: Stamp, ttl: Duration) -> u64 {
-    // A third of the time to live, but of the shortest ones the trusted part is what counts.
-    let period = (ttl / 3).min(trusted_for(ttl) / 2);
+/// When a hold granted for `ttl` until `deadline` is renewed.
+fn renew_at(deadline: Deadline, ttl: Duration) -> u64 {
+    // A third of the time to live, but where the trusted part is short that is what counts.
+    let period = (ttl / 3).min(deadline.trusted() / 2);
     let spread = rand::random_range(1.0 - JITTER..=1.0 + JITTER);
-    since.boot_ns + period.mul_f64(spread).as_nanos() as u64
+    deadline.since().boot_ns + period.mul_f64(spread).as_nanos() as u64
 }
 
 #[cfg(test)]
@@ -193,7 +197,36 @@ mod tests {
     }
 
     fn mk_life(auto: bool) -> Life {
-        Life::new(TTL, TTL, Deadline::new(at(0), TTL), true, auto)
+        Life::new(TTL, TTL, Deadline::new(at(0), TTL), Duration::MAX, true, auto)
+    }
+
+    /// One of a class that trusts a hold for less than its time to live allows.
+    fn mk_leading(most: Duration) -> Life {
+        Life::new(TTL, TTL, Deadline::new(at(0), TTL), most, true, true)
+    }
+
+    #[test]
+    fn a_leader_stops_at_its_renew_deadline_after_each_renewal() {
+        let mut life = mk_leading(Duration::from_secs(10));
+        assert_eq!(life.step(at(5_500), true), Step::Renew);
+        assert_eq!(life.step(at(7_499), true), Step::Wait);
+        assert_eq!(life.step(at(7_500), true), Step::Suspend);
+        assert!(life.renewed(at(5_500), TTL));
+        assert_eq!(life.deadline().boot_ns(), at(15_500).boot_ns);
+        life.stop_renewing();
+        assert_eq!(life.step(at(13_000), true), Step::Suspend);
+        assert_eq!(life.step(at(15_499), true), Step::Wait);
+        assert_eq!(life.step(at(15_500), true), Step::Lose);
+    }
+
+    #[test]
+    fn a_short_renew_deadline_is_renewed_in_time_and_a_long_one_keeps_the_safe_end() {
+        for _ in 0..100 {
+            let due = mk_leading(Duration::from_secs(4)).due_ns();
+            assert!((at(1_800).boot_ns..=at(2_200).boot_ns).contains(&due));
+        }
+        assert_eq!(mk_leading(Duration::from_secs(14)).deadline().boot_ns(), at(13_500).boot_ns);
+        assert_eq!(mk_leading(Duration::from_secs(4)).patience(), Duration::from_secs(4) / 3);
     }
 
     #[test]
@@ -271,7 +304,7 @@ mod tests {
     #[test]
     fn the_shortest_holds_are_renewed_and_warned_of_in_time() {
         let ttl = Duration::from_millis(100);
-        let mut life = Life::new(ttl, ttl, Deadline::new(at(0), ttl), true, true);
+        let mut life = Life::new(ttl, ttl, Deadline::new(at(0), ttl), Duration::MAX, true, true);
         assert!(life.due_ns() <= at(28).boot_ns);
         assert_eq!(life.step(at(28), true), Step::Renew);
         assert_eq!(life.step(at(38), true), Step::Suspend);

@@ -18,6 +18,10 @@ use crate::{
 
 /// A pod on a Redis, and how its sidecar is given other bundles.
 async fn pod_with_bundles(name: &str, redis: &RedisServer) -> (App, Bundles) {
+    pod_with_classes(name, redis, CLASSES).await
+}
+
+async fn pod_with_classes(name: &str, redis: &RedisServer, classes: &str) -> (App, Bundles) {
     let (namespace, session) = ("default".into(), SessionId::random());
     let identity = Identity {
         namespace: Arc::clone(&namespace),
@@ -33,7 +37,7 @@ async fn pod_with_bundles(name: &str, redis: &RedisServer) -> (App, Bundles) {
     let epoch = backends.adopt_redis("redis", &url, Duration::ZERO).unwrap();
     let connect: Arc<dyn Connect> = Arc::new(backends);
     let bundles = Bundles::new(serving.sidecar.clone(), connect, Readiness::default(), None);
-    bundles.apply(&mk_bundle_on("redis", Substrate::Redis, CLASSES));
+    bundles.apply(&mk_bundle_on("redis", Substrate::Redis, classes));
     assert!(epoch.opened(Duration::from_secs(5)).await);
     // The keeper of the epoch lives as long as the test.
     Box::leak(Box::new(epoch));
@@ -140,6 +144,35 @@ async fn a_leader_cut_off_from_its_store_is_suspended_before_it_is_deposed() {
     assert!(begun.elapsed() < Duration::from_millis(2_000), "before the store lets go");
     redis.pause(false);
     until(&mut told, "leading").await;
+}
+
+#[tokio::test]
+async fn a_leader_stops_at_its_renew_deadline_and_the_store_keeps_its_term_for_longer() {
+    let redis = RedisServer::start(&[]);
+    let long =
+        "{backend: main, leaseDurationSeconds: 6, renewDeadlineSeconds: 2, retryPeriodSeconds: 1}";
+    let classes =
+        CLASSES.replace("{backend: main, leaseDurationSeconds: 2, retryPeriodSeconds: 1}", long);
+    assert_ne!(classes, CLASSES);
+    let (a, _) = pod_with_classes("pod-a", &redis, &classes).await;
+    let (b, _) = pod_with_classes("pod-b", &redis, &classes).await;
+    let won = a.post("/v1/elections/boss/campaign?waitSeconds=5").await.body;
+    assert!(won["holdForMs"].as_u64().unwrap() <= 2_000, "{won}");
+    b.post("/v1/elections/boss/campaign").await;
+    let (mut told, mut of_b) = (events(&a).await, events(&b).await);
+    until(&mut told, "leading").await;
+    let begun = Instant::now();
+    redis.pause(true);
+    until(&mut told, "suspended").await;
+    let lost = until(&mut told, "standby").await;
+    assert!(lost["reason"].as_str().unwrap().contains("expired"), "{lost}");
+    assert!(begun.elapsed() < Duration::from_millis(2_300), "{:?}", begun.elapsed());
+    a.get("/v1/elections/boss/leading").await.is_problem(409, "not_leading");
+    redis.pause(false);
+    // Nobody leads until the whole lease is over.
+    let next = until(&mut of_b, "leading").await;
+    assert!(begun.elapsed() > Duration::from_millis(3_500), "{:?}", begun.elapsed());
+    assert!(term(&next) > term(&won));
 }
 
 #[tokio::test]

@@ -40,6 +40,10 @@ use crate::validate::{FieldError, Resolved, Validate, check_access};
 #[x_kube(
     validation = Rule::new("self.retryPeriodSeconds < self.leaseDurationSeconds")
         .message("retryPeriodSeconds must be less than leaseDurationSeconds"),
+    validation = Rule::new("!has(self.renewDeadlineSeconds) || self.renewDeadlineSeconds < self.leaseDurationSeconds")
+        .message("renewDeadlineSeconds must be less than leaseDurationSeconds"),
+    validation = Rule::new("!has(self.renewDeadlineSeconds) || self.retryPeriodSeconds < self.renewDeadlineSeconds")
+        .message("retryPeriodSeconds must be less than renewDeadlineSeconds"),
     validation = Rule::new("self.backend == 'lease' || !has(self.interop) || self.interop != 'ClientGo'")
         .message("interop ClientGo is about Leases: set backend to lease, or leave interop out"),
     validation = Rule::new("(has(self.interop) ? self.interop : 'None') == (has(oldSelf.interop) ? oldSelf.interop : 'None')")
@@ -55,10 +59,16 @@ pub struct LeaderElectionSpec {
     #[schemars(length(min = 1, max = 63))]
     pub backend: String,
     /// Seconds a term lasts without a renewal. A crashed leader is replaced after it at the latest;
-    /// the leader itself stops a tenth earlier.
+    /// the leader itself stops earlier, see renewDeadlineSeconds.
     #[serde(default = "default_lease_duration")]
     #[schemars(range(min = 1, max = 3600))]
     pub lease_duration_seconds: u32,
+    /// Seconds after its last renewal that succeeded at which a leader stops to lead. Absent: two
+    /// thirds of leaseDurationSeconds (10 of 15). It stops a tenth before the lease ends in any case. A
+    /// change is for terms that begin after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub renew_deadline_seconds: Option<u32>,
     /// Seconds a leader that resigned stands back before it is a candidate again, and after which a
     /// failed attempt is repeated.
     #[serde(default = "default_retry_period")]
@@ -135,9 +145,9 @@ pub struct LeaderElectionStatus {
     /// Who leads, if anybody does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<LeaderStatus>,
-    /// How many stand by, where the store shows it.
-    #[serde(default)]
-    pub candidates: u32,
+    /// How many stand by. Absent on Leases: each sidecar alone knows whether its pod stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidates: Option<u32>,
     /// What a term promises; see docs/guarantees.md.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guarantee: Option<String>,
@@ -206,6 +216,14 @@ impl Validate for LeaderElection {
         if spec.retry_period_seconds >= spec.lease_duration_seconds {
             refuse("spec.retryPeriodSeconds", "must be less than leaseDurationSeconds");
         }
+        if let Some(renew) = spec.renew_deadline_seconds {
+            if renew >= spec.lease_duration_seconds {
+                refuse("spec.renewDeadlineSeconds", "must be less than leaseDurationSeconds");
+            }
+            if spec.retry_period_seconds >= renew {
+                refuse("spec.retryPeriodSeconds", "must be less than renewDeadlineSeconds");
+            }
+        }
         let on_lease = spec.backend == crate::bundle::LEASE_BACKEND;
         if !on_lease && spec.interop == Some(Interop::ClientGo) {
             refuse(
@@ -226,6 +244,7 @@ impl Validate for LeaderElection {
         Ok(ElectionConfig {
             generation: self.metadata.generation.unwrap_or(1),
             lease_duration_ms: u64::from(spec.lease_duration_seconds) * 1_000,
+            renew_deadline_ms: spec.renew_deadline_seconds.map(|s| u64::from(s) * 1_000),
             retry_period_ms: u64::from(spec.retry_period_seconds) * 1_000,
             interop: match spec.interop {
                 None | Some(Interop::None) => election::Interop::None,

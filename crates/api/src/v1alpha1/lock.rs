@@ -177,9 +177,9 @@ pub struct LockStatus {
     /// How many keys are held.
     #[serde(default)]
     pub held: u32,
-    /// How many wait, on all keys.
-    #[serde(default)]
-    pub waiting: u32,
+    /// How many wait, on all keys. Absent on Leases: each sidecar alone knows who waits in its pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<u32>,
     /// What a grant promises; see docs/guarantees.md.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guarantee: Option<String>,

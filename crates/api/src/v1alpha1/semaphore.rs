@@ -1,9 +1,12 @@
 //! Semaphore: so many permits at the same time.
 
 use holdfast_core::{
-    ClassName, Fence, Key,
+    ClassName, Fence, Key, Substrate,
     lock::{self, Keys},
-    semaphore::{MAX_PERMITS, SemaphoreConfig},
+    semaphore::{
+        MAX_PERMITS, SemaphoreConfig,
+        slots::{MAX_LEASES, MAX_SLOTS},
+    },
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema, ResourceExt};
@@ -45,19 +48,26 @@ use crate::{
         .message("maxPerHolder must not be greater than permits"),
     validation = Rule::new("!has(self.maxHoldSeconds) || self.maxHoldSeconds >= self.ttlSeconds")
         .message("maxHoldSeconds must not be less than ttlSeconds"),
-    validation = Rule::new("self.backend != 'lease'")
-        .message("a semaphore cannot live on Leases yet: set backend to the name of a Redis Backend"),
+    validation = Rule::new("self.backend != 'lease' || self.permits <= 64")
+        .message("on the lease backend a semaphore has at most 64 permits, each is a Lease object: lower permits, or set backend to the name of a Redis Backend"),
+    validation = Rule::new("self.backend != 'lease' || !has(self.keys) || self.permits * size(self.keys) <= 256")
+        .message("on the lease backend permits times keys is at most 256, each is a Lease object: lower one of them, or set backend to the name of a Redis Backend"),
+    validation = Rule::new("self.backend != 'lease' || !has(self.fairness) || self.fairness != 'Fifo'")
+        .message("the lease backend cannot promise an order: leave fairness out, set it to None, or choose a Redis backend"),
+    validation = Rule::new("self.backend != 'lease' || self.consistency == 'Strict'")
+        .message("the lease backend is always Strict: leave consistency out, or choose a Redis backend"),
     validation = Rule::new("self.backend != 'memory'")
-        .message("the memory backend exists in `holdfast dev` only: use the name of a Backend")
+        .message("the memory backend exists in `holdfast dev` only: use lease, or the name of a Backend")
 )]
 pub struct SemaphoreSpec {
-    /// Where the semaphore lives: the name of a Backend. Cannot be changed, because fences of two
-    /// stores are not comparable.
+    /// Where the semaphore lives: the name of a Backend, or `lease` (the API server's etcd: up to 64
+    /// permits, each hold has one). Cannot be changed, because fences of two stores are not comparable.
     #[x_kube(validation = Rule::new("self == oldSelf").message("backend cannot be changed: fences of two stores are not comparable; create a new Semaphore"))]
     #[schemars(length(min = 1, max = 63))]
     pub backend: String,
-    /// How many permits of one key may be held at the same time. May be changed at any time: fewer
-    /// take nothing away, they only stop grants until enough holds have ended.
+    /// How many permits of one key may be held at the same time; at most 64 on `lease`, where each is a
+    /// Lease object. May be changed at any time: fewer take nothing away, they only stop grants until
+    /// enough holds have ended.
     #[schemars(range(min = 1, max = 10000))]
     pub permits: u32,
     /// How many of them one pod may hold at the same time. No bound of its own when absent. Who has
@@ -74,8 +84,8 @@ pub struct SemaphoreSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604800))]
     pub max_hold_seconds: Option<u32>,
-    /// The keys of the semaphore, each with permits of its own. Any key may be used when the list is
-    /// empty.
+    /// The keys of the semaphore, each with permits of its own. When the list is empty: any key may be
+    /// used on Redis, and on `lease` there is the one key `default`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Set)]
     #[schemars(length(max = 64), inner(length(min = 1, max = 512)))]
@@ -83,8 +93,8 @@ pub struct SemaphoreSpec {
     /// Limits on those who wait.
     #[serde(default)]
     pub queue: QueueSpec,
-    /// In what order waiters are served: `Fifo` (the default; a heavy request is not overtaken by
-    /// light ones) or `None` (whoever fits goes first).
+    /// In what order waiters are served: `Fifo` (the default on Redis; a heavy request is not overtaken
+    /// by light ones) or `None` (whoever fits goes first; all that `lease` can do between pods).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fairness: Option<Fairness>,
     /// What happens while a Redis may have lost data: `Strict` grants nothing until the operator has
@@ -170,15 +180,45 @@ impl SemaphoreSpec {
             refuse("spec.keys", "must be at most 64");
         }
         if self.backend == LEASE_BACKEND {
-            refuse(
-                "spec.backend",
-                "a semaphore cannot live on Leases yet: set backend to the name of a Redis Backend",
-            );
+            self.check_lease(refuse);
         }
         if self.backend == MEMORY_BACKEND {
             refuse(
                 "spec.backend",
-                "the memory backend exists in `holdfast dev` only: use the name of a Backend",
+                "the memory backend exists in `holdfast dev` only: use lease, or the name of a \
+                 Backend",
+            );
+        }
+    }
+
+    /// What Leases cannot do.
+    fn check_lease(&self, refuse: &mut impl FnMut(&str, &str)) {
+        if self.permits > MAX_SLOTS {
+            refuse(
+                "spec.permits",
+                "must be at most 64 on the lease backend, where each is a Lease object: lower it, or \
+                 set backend to the name of a Redis Backend",
+            );
+        }
+        if u64::from(self.permits) * self.keys.len() as u64 > u64::from(MAX_LEASES) {
+            refuse(
+                "spec.keys",
+                "permits times keys must be at most 256 on the lease backend, where each is a Lease \
+                 object: lower one of them, or set backend to the name of a Redis Backend",
+            );
+        }
+        if self.fairness == Some(Fairness::Fifo) {
+            refuse(
+                "spec.fairness",
+                "the lease backend cannot promise an order: leave fairness out, set it to None, or \
+                 choose a Redis backend",
+            );
+        }
+        if self.consistency == Consistency::BestEffort {
+            refuse(
+                "spec.consistency",
+                "the lease backend is always Strict: leave consistency out, or choose a Redis \
+                 backend",
             );
         }
     }
@@ -222,11 +262,17 @@ impl Validate for Semaphore {
             max_per_holder: spec.max_per_holder.unwrap_or(0),
             ttl_ms: u64::from(spec.ttl_seconds) * 1_000,
             max_hold_ms: u64::from(spec.max_hold_seconds.unwrap_or(0)) * 1_000,
-            keys: if keys.is_empty() { Keys::Any } else { Keys::Fixed(keys) },
+            keys: match (keys.is_empty(), spec.backend == LEASE_BACKEND) {
+                (false, _) => Keys::Fixed(keys),
+                (true, true) => Keys::Fixed(vec![Key::default_key()]),
+                (true, false) => Keys::Any,
+            },
             max_waiters: spec.queue.max_waiters,
-            fairness: match spec.fairness {
-                Some(Fairness::Fifo) | None => lock::Fairness::Fifo,
-                Some(Fairness::None) => lock::Fairness::None,
+            fairness: match (spec.fairness, on.substrate) {
+                (Some(Fairness::None), _) | (None, Substrate::Lease) => lock::Fairness::None,
+                (Some(Fairness::Fifo), _) | (None, Substrate::Memory | Substrate::Redis) => {
+                    lock::Fairness::Fifo
+                }
             },
             consistency: match spec.consistency {
                 Consistency::Strict => lock::Consistency::Strict,

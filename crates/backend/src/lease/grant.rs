@@ -1,19 +1,20 @@
-//! The transitions of one Lease: take, adopt, extend, end, settle. Each is one conditional write, and
-//! a re-read when somebody else's write came first.
+//! The transitions that grant: take, adopt. Each is one conditional write, and a re-read when somebody
+//! else's write came first. Of a lock's one Lease, or of any slot of a semaphore.
 
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Address, BackendError, Clock, Fence, HoldId, Stamp,
-    lock::{Acquire, Grant, LockConfig, Release, Renewal},
+    BackendError, Clock, HoldId, Stamp,
+    lock::{Acquire, Grant, LockConfig},
 };
 use jiff::Timestamp;
 
 use super::{
     client::{Fault, LeaseClient},
-    local::{Local, Open, Own},
+    local::{Local, Own},
     names,
     record::{Claim, Snapshot},
+    slot::{Known, News, Slot},
 };
 use crate::hub::{Hub, lock};
 
@@ -42,21 +43,25 @@ impl Inner {
     /// Reads the newest record and notes it.
     pub(super) async fn read(
         &self,
-        at: &Address,
+        slot: &Slot,
         budget: Duration,
     ) -> Result<Snapshot, BackendError> {
-        let name = name_of(at);
-        match self.client.get(&at.namespace, &name, budget).await {
+        let (name, namespace) = (slot.name(), &slot.at.namespace);
+        let sent = self.clock.now();
+        match self.client.get(namespace, &name, budget).await {
             Ok(lease) => {
                 let snapshot = Snapshot::of(&lease)?;
-                lock(&self.local).note(at, snapshot.clone(), self.clock.now());
+                let (news, now) = (News::Read(sent), self.clock.now());
+                lock(&self.local).note(slot, snapshot.clone(), news, now);
                 Ok(snapshot)
             }
             Err(fault) => {
-                if fault == Fault::Gone {
-                    lock(&self.local).forget_record(at);
+                // A Role that does not name a slot says that the class has no such one.
+                let is_no_slot = slot.is_one_of_many() && matches!(fault, Fault::Refused(_));
+                if fault == Fault::Gone || is_no_slot {
+                    lock(&self.local).note_absent(slot, sent);
                 }
-                Err(fault.on(&at.namespace, &name))
+                Err(fault.on(namespace, &name))
             }
         }
     }
@@ -64,14 +69,16 @@ impl Inner {
     /// Writes; what the API server answers is noted.
     pub(super) async fn write(
         &self,
-        at: &Address,
+        slot: &Slot,
         body: &serde_json::Value,
         budget: Duration,
     ) -> Result<Result<Snapshot, Fault>, BackendError> {
-        match self.client.patch(&at.namespace, &name_of(at), body, budget).await {
+        let sent = self.clock.now();
+        match self.client.patch(&slot.at.namespace, &slot.name(), body, budget).await {
             Ok(lease) => {
                 let snapshot = Snapshot::of(&lease)?;
-                lock(&self.local).note(at, snapshot.clone(), self.clock.now());
+                let (news, now) = (News::Wrote(sent), self.clock.now());
+                lock(&self.local).note(slot, snapshot.clone(), news, now);
                 Ok(Ok(snapshot))
             }
             Err(fault) => Ok(Err(fault)),
@@ -87,10 +94,39 @@ impl Inner {
         }
     }
 
-    /// Takes a lock that was seen free. The caller has made sure that it may.
+    /// Takes a Lease that was seen free, for a request that was asked for at this time. One of many
+    /// first gets a version that is newer than that, if it may have an older one: its fence must be
+    /// higher than those of all grants that there were by then, on whatever slot.
+    pub(super) async fn claim(
+        &self,
+        slot: &Slot,
+        request: &Acquire,
+        since: Stamp,
+        seen: &Snapshot,
+    ) -> Result<Taken, BackendError> {
+        let is_fresh = {
+            let local = lock(&self.local);
+            local.known(slot).is_some_and(|known| match known {
+                Known::There(there) => there.snapshot.basis == seen.basis && known.is_fresh(since),
+                Known::Absent(_) => false,
+            })
+        };
+        if is_fresh || !slot.is_one_of_many() {
+            return self.take(slot, request, seen).await;
+        }
+        match self.write(slot, &seen.basis.settlement(), call_budget(&request.config)).await? {
+            Ok(fresh) => self.take(slot, request, &fresh).await,
+            Err(Fault::Conflict | Fault::Gone) => Ok(Taken::Raced),
+            // Whether it is carried out or not, nothing is held by it.
+            Err(Fault::Unknown(what)) => Err(BackendError::Unavailable(what)),
+            Err(fault) => Err(fault.on(&slot.at.namespace, &slot.name())),
+        }
+    }
+
+    /// Takes a Lease that was seen free. The caller has made sure that it may.
     pub(super) async fn take(
         &self,
-        at: &Address,
+        slot: &Slot,
         request: &Acquire,
         seen: &Snapshot,
     ) -> Result<Taken, BackendError> {
@@ -105,12 +141,13 @@ impl Inner {
         let body = seen.grant(&claim);
         // Before the first byte is sent; and entered, so that a caller that goes away can settle it.
         let sent = self.clock.now();
-        if !lock(&self.local).open(&request.hold, &seen.basis, sent) {
+        if !lock(&self.local).open(slot, request, &seen.basis, sent) {
             return Ok(Taken::Cancelled);
         }
-        match self.write(at, &body, call_budget(&request.config)).await? {
+        match self.write(slot, &body, call_budget(&request.config)).await? {
             Ok(written) => {
                 let own = Own {
+                    slot: slot.clone(),
                     basis: written.basis,
                     fence,
                     granted: sent,
@@ -130,7 +167,7 @@ impl Inner {
                 if !matches!(fault, Fault::Unknown(_)) && !self.was_tried_before(request, sent) {
                     lock(&self.local).close(&request.hold);
                 }
-                Err(fault.on(&at.namespace, &name_of(at)))
+                Err(fault.on(&slot.at.namespace, &slot.name()))
             }
         }
     }
@@ -144,12 +181,15 @@ impl Inner {
     /// from now on, so the record must too. None when it is not there any more.
     pub(super) async fn adopt(
         &self,
-        at: &Address,
+        slot: &Slot,
         request: &Acquire,
         seen: &Snapshot,
     ) -> Result<Taken, BackendError> {
         let Some(fence) = seen.record.fence else {
-            return Err(BackendError::Internal(format!("a held Lease without a fence at {at}")));
+            return Err(BackendError::Internal(format!(
+                "a held Lease without a fence at {}",
+                slot.at
+            )));
         };
         let sent = self.clock.now();
         let granted = {
@@ -161,6 +201,7 @@ impl Inner {
             known.or(local.opened(&request.hold).map(|open| open.sent))
         };
         let own = Own {
+            slot: slot.clone(),
             basis: seen.basis.clone(),
             fence,
             granted: granted.unwrap_or_else(|| ago(sent, held_for(seen))),
@@ -173,7 +214,7 @@ impl Inner {
         if ttl.is_zero() {
             return Ok(Taken::Raced);
         }
-        match self.write(at, &seen.basis.renewal(ttl), call_budget(&request.config)).await? {
+        match self.write(slot, &seen.basis.renewal(ttl), call_budget(&request.config)).await? {
             Ok(written) => {
                 let own = Own { basis: written.basis, ttl, ..own };
                 if !lock(&self.local).grant(&request.hold, own) {
@@ -182,187 +223,14 @@ impl Inner {
                 Ok(Taken::Granted(Grant { fence, ttl, claimed: true }, sent))
             }
             Err(Fault::Conflict) => Ok(Taken::Raced),
-            Err(fault) => Err(fault.on(&at.namespace, &name_of(at))),
-        }
-    }
-
-    /// Extends a hold: one write, and a re-read only if somebody else has written.
-    pub(super) async fn extend(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        hold: &HoldId,
-        ttl: Duration,
-    ) -> Result<Renewal, BackendError> {
-        let budget = renewal_budget(ttl);
-        let mark = names::mark(hold.as_str());
-        let known = lock(&self.local).own(hold);
-        let mut own = match known {
-            Some(own) => own,
-            // A process that was restarted inside the hold's time finds it in the store.
-            None => match self.find(at, config, &mark, budget).await? {
-                Some(own) => {
-                    lock(&self.local).grant(hold, own.clone());
-                    own
-                }
-                None => return Ok(Renewal::Lost),
-            },
-        };
-        for _ in 0..TRIES {
-            let sent = self.clock.now();
-            let ttl = ttl.min(own.left_of_max(sent));
-            // A Lease that is being deleted is drained: its hold is not extended any more.
-            if own.is_over(sent) || own.terminating {
-                lock(&self.local).end(hold);
-                return Ok(Renewal::Lost);
-            }
-            match self.write(at, &own.basis.renewal(ttl), budget).await? {
-                Ok(written) => {
-                    lock(&self.local).extend(hold, written.basis, sent, ttl);
-                    return Ok(Renewal::Renewed { ttl });
-                }
-                Err(Fault::Conflict) => match self.find(at, config, &mark, budget).await? {
-                    Some(found) if found.fence == own.fence => {
-                        own.basis = found.basis;
-                        own.terminating = found.terminating;
-                    }
-                    _ => {
-                        lock(&self.local).end(hold);
-                        return Ok(Renewal::Lost);
-                    }
-                },
-                Err(Fault::Gone) => {
-                    lock(&self.local).end(hold);
-                    return Ok(Renewal::Lost);
-                }
-                Err(fault) => return Err(fault.on(&at.namespace, &name_of(at))),
-            }
-        }
-        Err(Fault::Conflict.on(&at.namespace, &name_of(at)))
-    }
-
-    /// The hold with this mark, if it is in the store and not ended.
-    async fn find(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        mark: &str,
-        budget: Duration,
-    ) -> Result<Option<Own>, BackendError> {
-        let seen = match self.read(at, budget).await {
-            Ok(seen) => seen,
-            Err(BackendError::NotFound(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        if !is_held_by(&seen, mark) {
-            return Ok(None);
-        }
-        let now = self.clock.now();
-        Ok(seen.record.fence.map(|fence| Own {
-            granted: ago(now, held_for(&seen)),
-            extended: now,
-            ttl: seen.record.duration,
-            max_hold: Duration::from_millis(config.max_hold_ms),
-            terminating: seen.record.terminating,
-            basis: seen.basis,
-            fence,
-        }))
-    }
-
-    /// Ends a hold. Before `min_hold` is over its record stands on, for the rest of it.
-    pub(super) async fn end(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        hold: &HoldId,
-        min_hold: Duration,
-    ) -> Result<Release, BackendError> {
-        let (budget, mark) = (call_budget(config), names::mark(hold.as_str()));
-        let mut own = lock(&self.local).own(hold);
-        let fence = own.as_ref().map(|own| own.fence);
-        for _ in 0..TRIES {
-            let current = match own.take() {
-                Some(own) => own,
-                None => match self.find(at, config, &mark, budget).await? {
-                    Some(own) => own,
-                    None => {
-                        lock(&self.local).end(hold);
-                        return Ok(self.was_ended(at, fence));
-                    }
-                },
-            };
-            let now = self.clock.now();
-            if current.is_over(now) {
-                // Over by its own clocks: others count it as expired, and so does its lock delay.
-                lock(&self.local).end(hold);
-                return Ok(Release::NotHeld);
-            }
-            let rest = min_hold.saturating_sub(since_boot(current.granted, now));
-            let body = match rest {
-                Duration::ZERO => current.basis.release(),
-                rest => current.basis.stand(rest),
-            };
-            match self.write(at, &body, budget).await? {
-                Ok(_) => {
-                    lock(&self.local).end(hold);
-                    return Ok(Release::Released);
-                }
-                Err(Fault::Conflict) => {}
-                Err(Fault::Gone) => {
-                    lock(&self.local).end(hold);
-                    return Ok(Release::NotHeld);
-                }
-                Err(fault) => return Err(fault.on(&at.namespace, &name_of(at))),
-            }
-        }
-        Err(Fault::Conflict.on(&at.namespace, &name_of(at)))
-    }
-
-    /// Of a hold that is not there any more: whether it was ended in good order. An unheld record
-    /// that still has its fence was released, by an earlier try of whoever asks (nobody else can);
-    /// force would have raised the fence, and a new holder too.
-    fn was_ended(&self, at: &Address, fence: Option<Fence>) -> Release {
-        match lock(&self.local).seen(at) {
-            Some((seen, _)) if fence.is_some() && seen.record.fence == fence => Release::Released,
-            _ => Release::NotHeld,
-        }
-    }
-
-    /// Makes sure that an open write of a hold is not carried out any more, or undoes it. A plain
-    /// re-read proves nothing: the write may still be on its way. A write of our own on the same
-    /// basis does: only one of the two can apply.
-    pub(super) async fn settle(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        hold: &HoldId,
-        open: &Open,
-    ) -> Result<(), BackendError> {
-        let body = open.basis.settlement();
-        match self.write(at, &body, call_budget(config)).await? {
-            Ok(_) | Err(Fault::Gone) => {
-                lock(&self.local).close(hold);
-                Ok(())
-            }
-            Err(Fault::Conflict) => {
-                // The basis is gone, so the open write has applied or never will.
-                self.end(at, config, hold, Duration::ZERO).await?;
-                lock(&self.local).close(hold);
-                Ok(())
-            }
-            Err(fault) => Err(fault.on(&at.namespace, &name_of(at))),
+            Err(fault) => Err(fault.on(&slot.at.namespace, &slot.name())),
         }
     }
 }
 
 /// Whether a record stands for the hold with this mark.
-fn is_held_by(seen: &Snapshot, mark: &str) -> bool {
+pub(super) fn is_held_by(seen: &Snapshot, mark: &str) -> bool {
     seen.record.mark.as_deref() == Some(mark) && !seen.record.released
-}
-
-/// The name of an address's Lease.
-pub(super) fn name_of(at: &Address) -> String {
-    names::lease_name(at.kind, &at.class, &at.key)
 }
 
 /// For how long a record has been held, by the wall clock: for people, and where a process was
@@ -372,22 +240,13 @@ pub(super) fn held_for(seen: &Snapshot) -> Duration {
     seen.acquired.map_or(Duration::ZERO, since)
 }
 
-/// A renewal must leave time for another one.
-fn renewal_budget(ttl: Duration) -> Duration {
-    (ttl / 6).clamp(Duration::from_millis(100), Duration::from_secs(5))
-}
-
 /// What any other call may take.
 pub(super) fn call_budget(config: &LockConfig) -> Duration {
     let ttl = Duration::from_millis(config.ttl_ms);
     (ttl / 2).clamp(Duration::from_secs(1), Duration::from_secs(5))
 }
 
-fn since_boot(earlier: Stamp, now: Stamp) -> Duration {
-    Duration::from_nanos(now.boot_ns.saturating_sub(earlier.boot_ns))
-}
-
-fn ago(now: Stamp, by: Duration) -> Stamp {
+pub(super) fn ago(now: Stamp, by: Duration) -> Stamp {
     let ns = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
     Stamp {
         boot_ns: now.boot_ns.saturating_sub(ns),

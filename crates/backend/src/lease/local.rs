@@ -3,7 +3,7 @@
 //! decided by the API server, by the next conditional write.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +14,11 @@ use holdfast_core::{
 };
 use tokio::sync::Notify;
 
-use super::record::{Basis, Snapshot};
+use super::{
+    names,
+    record::{Basis, Snapshot},
+    slot::{Known, News, Slot},
+};
 
 /// Keys that are remembered although nobody here holds or waits for them.
 const PLACES: usize = 1_024;
@@ -35,17 +39,31 @@ pub(super) struct Local {
 /// One key, as seen from here.
 #[derive(Default)]
 pub(super) struct Place {
-    seen: Option<(Snapshot, Sighting)>,
-    pub queue: VecDeque<Acquire>,
+    /// The records of its Leases: of a lock one, of a semaphore one for each slot.
+    known: BTreeMap<u32, Known>,
+    /// The newest of own writes to any of them: when it was sent, and the version it made.
+    wrote: Option<(Stamp, u64)>,
+    /// Who has been promised a part of its session's share: marks of a hold and of its session.
+    pub asking: Vec<(String, String)>,
+    pub queue: VecDeque<Waiter>,
     /// Whether a task serves the queue.
     pub served: bool,
     /// Something about this key has changed.
     pub changed: Arc<Notify>,
 }
 
+/// A request that waits.
+#[derive(Clone)]
+pub(super) struct Waiter {
+    pub request: Acquire,
+    /// Before anything was done about it.
+    pub since: Stamp,
+}
+
 /// A hold that this process was granted.
 #[derive(Clone, Debug)]
 pub(super) struct Own {
+    pub slot: Slot,
     /// What the next write is conditional on, unless somebody else wrote meanwhile.
     pub basis: Basis,
     pub fence: Fence,
@@ -61,9 +79,12 @@ pub(super) struct Own {
 /// A write that takes the lock, sent and not known to have failed.
 #[derive(Clone, Debug)]
 pub(super) struct Open {
+    pub slot: Slot,
     pub basis: Basis,
     /// Before the first of its tries was sent.
     pub sent: Stamp,
+    /// The mark of the session that it is for.
+    session: String,
 }
 
 impl Own {
@@ -85,44 +106,66 @@ impl Local {
     /// The entry of a key.
     pub(super) fn place(&mut self, at: &Address) -> &mut Place {
         if self.places.len() >= PLACES && !self.places.contains_key(at) {
-            self.places.retain(|_, place| place.served || !place.queue.is_empty());
+            self.places.retain(|_, place| {
+                place.served || !place.queue.is_empty() || !place.asking.is_empty()
+            });
         }
         self.places.entry(at.clone()).or_default()
     }
 
     /// Notes a record. `now` was read after it arrived. Older news than what is known is dropped:
     /// a watch may be behind a read.
-    pub(super) fn note(&mut self, at: &Address, snapshot: Snapshot, now: Stamp) {
-        let place = self.place(at);
-        match &mut place.seen {
-            Some((known, _)) if older(&snapshot.basis.version, &known.basis.version) => return,
-            Some((known, sighting)) => {
-                sighting.see(snapshot.record.clone(), now);
-                *known = snapshot;
-            }
-            None => {
-                let sighting = Sighting::new(snapshot.record.clone(), now);
-                place.seen = Some((snapshot, sighting));
-            }
+    pub(super) fn note(&mut self, slot: &Slot, snapshot: Snapshot, news: News, now: Stamp) {
+        let place = self.place(&slot.at);
+        if let News::Wrote(sent) = news
+            && let Some(version) = snapshot.version()
+            && place.wrote.is_none_or(|(_, known)| known < version)
+        {
+            place.wrote = Some((sent, version));
         }
+        let before = place.known.remove(&slot.number);
+        let next = Known::next(before, snapshot, news, place.wrote, now);
+        place.known.insert(slot.number, next);
         place.changed.notify_one();
     }
 
-    /// Notes that the object is gone.
-    pub(super) fn forget_record(&mut self, at: &Address) {
-        let place = self.place(at);
-        place.seen = None;
+    /// Notes that an object is not there, as a read that was sent at this time found out.
+    pub(super) fn note_absent(&mut self, slot: &Slot, sent: Stamp) {
+        let place = self.place(&slot.at);
+        place.known.insert(slot.number, Known::Absent(sent));
         place.changed.notify_one();
+    }
+
+    /// Notes that nothing is known of an object.
+    pub(super) fn forget_record(&mut self, slot: &Slot) {
+        let place = self.place(&slot.at);
+        place.known.remove(&slot.number);
+        place.changed.notify_one();
+    }
+
+    /// What is known of an object, if it was ever looked at.
+    pub(super) fn known(&self, slot: &Slot) -> Option<&Known> {
+        self.places.get(&slot.at)?.known.get(&slot.number)
+    }
+
+    /// All that is known of a key's objects, by their numbers.
+    pub(super) fn all_known(&self, at: &Address) -> impl Iterator<Item = (u32, &Known)> {
+        let known = self.places.get(at).into_iter().flat_map(|place| &place.known);
+        known.map(|(number, known)| (*number, known))
     }
 
     /// The newest record known.
-    pub(super) fn seen(&self, at: &Address) -> Option<(Snapshot, Sighting)> {
-        self.places.get(at)?.seen.clone()
+    pub(super) fn seen(&self, slot: &Slot) -> Option<(Snapshot, Sighting)> {
+        match self.known(slot)? {
+            Known::There(there) => Some((there.snapshot.clone(), there.sighting.clone())),
+            Known::Absent(_) => None,
+        }
     }
 
     /// Who waits here, first come first.
     pub(super) fn waiters(&self, at: &Address) -> impl Iterator<Item = &Acquire> {
-        self.places.get(at).into_iter().flat_map(|place| &place.queue)
+        let queue = self.places.get(at).into_iter().flat_map(|place| &place.queue);
+        queue.map(|waiter| &waiter.request)
     }
 
     /// How many tickets a session has on a key.
@@ -136,30 +179,61 @@ impl Local {
     }
 
     /// Keys of a class that somebody here holds or waits for.
-    pub(super) fn known(&self, is_ours: impl Fn(&Address) -> bool) -> Vec<Address> {
+    pub(super) fn keys(&self, is_ours: impl Fn(&Address) -> bool) -> Vec<Address> {
         self.places.keys().filter(|at| is_ours(at)).cloned().collect()
+    }
+
+    /// Whether another hold of the request's session would be within its share: what its records say
+    /// it holds, what it has open, and what others of it were promised. Its own part does not count.
+    pub(super) fn is_within_share(&self, at: &Address, request: &Acquire, now: Stamp) -> bool {
+        let most = request.config.max_per_holder as usize;
+        let Some(place) = self.places.get(at).filter(|_| most > 0) else { return true };
+        let session = names::mark(request.session.as_str());
+        let own = names::mark(request.hold.as_str());
+        let held = place.known.values().filter_map(|known| known.held_by(&session, now));
+        let promised = place.asking.iter().filter(|(_, of)| *of == session).map(|(hold, _)| hold);
+        let mut holds: Vec<String> = held.chain(promised.cloned()).collect();
+        let open =
+            self.open.iter().filter(|(_, open)| open.slot.at == *at && open.session == session);
+        holds.extend(open.map(|(hold, _)| names::mark(hold.as_str())));
+        holds.retain(|hold| *hold != own);
+        holds.sort_unstable();
+        holds.dedup();
+        holds.len() < most
     }
 
     /// Takes a ticket out; whether there was one.
     pub(super) fn leave(&mut self, at: &Address, hold: &HoldId) -> bool {
         let Some(place) = self.places.get_mut(at) else { return false };
         let before = place.queue.len();
-        place.queue.retain(|waiter| waiter.hold != *hold);
+        place.queue.retain(|waiter| waiter.request.hold != *hold);
         place.changed.notify_one();
         place.queue.len() < before
     }
 
     /// A write that takes the lock is about to be sent. False if the hold has been cancelled.
-    pub(super) fn open(&mut self, hold: &HoldId, basis: &Basis, now: Stamp) -> bool {
-        if self.tombs.contains_key(hold) {
+    pub(super) fn open(
+        &mut self,
+        slot: &Slot,
+        request: &Acquire,
+        basis: &Basis,
+        now: Stamp,
+    ) -> bool {
+        if self.tombs.contains_key(&request.hold) {
             return false;
         }
         self.sweep(now);
-        let entry = self.open.entry(hold.clone());
-        let open = entry.or_insert_with(|| Open { basis: basis.clone(), sent: now });
+        let entry = self.open.entry(request.hold.clone());
+        let fresh = || Open {
+            slot: slot.clone(),
+            basis: basis.clone(),
+            sent: now,
+            session: names::mark(request.session.as_str()),
+        };
+        let open = entry.or_insert_with(fresh);
         // On another basis the earlier write can no longer apply: nothing is left of it.
         if open.basis != *basis {
-            *open = Open { basis: basis.clone(), sent: now };
+            *open = fresh();
         }
         true
     }
@@ -206,7 +280,7 @@ impl Local {
 
     /// The hold of this process that is written with this mark.
     pub(super) fn by_mark(&self, mark: &str) -> Option<HoldId> {
-        self.holds.keys().find(|hold| super::names::mark(hold.as_str()) == mark).cloned()
+        self.holds.keys().find(|hold| names::mark(hold.as_str()) == mark).cloned()
     }
 
     /// Refuses a hold from now on.
@@ -227,14 +301,6 @@ impl Local {
         self.open.retain(|_, open| now.since(open.sent) < FORGET_AFTER);
         // A request is in flight for seconds at most.
         self.tombs.retain(|_, since| now.since(*since) < Duration::from_secs(60));
-    }
-}
-
-/// Whether a version is an older one. Versions of one resource type are ordered.
-fn older(version: &str, known: &str) -> bool {
-    match (version.parse::<u64>(), known.parse::<u64>()) {
-        (Ok(version), Ok(known)) => version < known,
-        _ => false,
     }
 }
 

@@ -20,6 +20,10 @@ pub(super) struct Snapshot {
     pub record: Record,
     /// The precondition of the next write.
     pub basis: Basis,
+    /// The mark of the session that holds, if the holder is one of ours.
+    pub session: Option<String>,
+    /// Nothing is granted on it after the hold that there is.
+    pub closed: bool,
     /// Who holds, for people.
     pub holder: String,
     /// When the hold began by the holder's wall clock: for people, and for limits on hold times
@@ -64,9 +68,9 @@ impl Snapshot {
         let renewal = stamped(&spec.renew_time).map(|t| t.to_string()).unwrap_or_default();
         // A holder that knows nothing of us (kubectl, client-go) left our annotation behind: what it
         // wrote counts, and it is nobody's hold here.
-        let mark = annotation(names::HOLD)
-            .filter(|mark| names::is_identity_of(&identity, mark))
-            .unwrap_or_else(|| identity.clone());
+        let ours = annotation(names::HOLD).filter(|mark| names::is_identity_of(&identity, mark));
+        let session = annotation(names::SESSION).filter(|_| ours.is_some());
+        let mark = ours.unwrap_or_else(|| identity.clone());
         let holder = identity.rsplit_once('_').map_or(identity.as_str(), |(pod, _)| pod).to_owned();
         Ok(Snapshot {
             record: Record {
@@ -79,10 +83,17 @@ impl Snapshot {
                 terminating: meta.deletion_timestamp.is_some(),
             },
             basis: Basis { uid, version },
+            session,
+            closed: annotation(names::CLOSED).as_deref() == Some("true"),
             holder,
             acquired: stamped(&spec.acquire_time),
             transitions: spec.lease_transitions.unwrap_or(0),
         })
+    }
+
+    /// The version as a number: versions of one resource type have one order.
+    pub(super) fn version(&self) -> Option<u64> {
+        self.basis.version.parse().ok()
     }
 
     /// The fence that a grant on top of this state gets.
@@ -195,8 +206,14 @@ fn now() -> MicroTime {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    pub(in crate::lease) fn mk_snapshot(version: u64) -> Snapshot {
+        let mut lease = mk_lease("", json!({}));
+        lease.metadata.resource_version = Some(version.to_string());
+        Snapshot::of(&lease).unwrap()
+    }
 
     fn mk_lease(holder: &str, annotations: Value) -> Lease {
         serde_json::from_value(json!({

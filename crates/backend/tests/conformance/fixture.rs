@@ -39,6 +39,13 @@ pub trait World: Send + Sync {
 pub trait PermitsWorld: World {
     /// A new pod's view of its semaphores.
     async fn pod(&self, name: &str) -> Sidecar;
+    /// The most permits that one hold can have.
+    fn heaviest(&self) -> u32 {
+        u32::MAX
+    }
+    /// Makes a key have so many permits, where that needs more than a class that says so: what the
+    /// operator does when a class, or what it sees of its holds, has changed.
+    async fn resize(&self, _: &Address, _permits: u32) {}
 }
 
 /// One pod: a session with a backend of its own.

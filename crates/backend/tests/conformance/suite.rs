@@ -42,10 +42,16 @@ macro_rules! everywhere {
 
 macro_rules! semaphores_everywhere {
     ($substrate:ident, $world:ty) => {
-        semaphores_everywhere!($substrate, $world, [
-            permits_in_use_are_never_more_than_there_are,
+        semaphores_everywhere!($substrate, $world, weighted: [
             one_release_hands_over_to_several_in_their_order,
             a_heavy_request_is_not_overtaken_by_a_light_one,
+        ]);
+    };
+    // Where a hold has one permit, there are no bodies about heavy ones.
+    ($substrate:ident, $world:ty, weighted: [$($more:ident),* $(,)?]) => {
+        semaphores_everywhere!($substrate, $world, [
+            $($more,)*
+            permits_in_use_are_never_more_than_there_are,
             whoever_has_its_share_does_not_hold_up_others,
             permits_of_a_dead_pod_come_back,
             what_can_never_fit_is_refused_at_once,

@@ -9,5 +9,6 @@ mod fences;
 mod fixture;
 mod policy;
 mod relay;
+mod semaphores;
 mod settle;
 mod time;

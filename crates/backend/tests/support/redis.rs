@@ -92,7 +92,16 @@ impl RedisServer {
         reply.lines().filter(|line| line.starts_with("hf:")).map(str::to_owned).collect()
     }
 
-    fn talk(&self, line: &str) -> String {
+    /// The connections that there are but for the one that asks, as `CLIENT LIST` has them.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn clients(&self) -> Vec<String> {
+        let reply = self.talk("CLIENT LIST");
+        let lines = reply.lines().filter(|line| line.starts_with("id="));
+        lines.filter(|line| !line.contains("cmd=client")).map(str::to_owned).collect()
+    }
+
+    /// Runs a command, given in one line; what comes back.
+    pub fn talk(&self, line: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         stream.write_all(format!("{line}\r\nQUIT\r\n").as_bytes()).unwrap();

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::{Ending, Held, Observed};
 use crate::{context::Context, pipeline::Valid};
 
-/// A Redis is asked no more often.
+/// A Redis is asked no more often about holders that only a status shows.
 pub(in crate::controllers) const LEAST: Duration = Duration::from_secs(1);
 /// Asking takes at most a twentieth of the time.
 pub(in crate::controllers) const SHARE: u32 = 20;
@@ -39,11 +39,13 @@ pub(in crate::controllers) fn leases(ctx: &Context, valid: &Valid) -> Observed {
     observed
 }
 
-/// The holders and waiters of a class on a Redis. One that does not answer leaves things as they
-/// were: the Backend's condition tells.
+/// The holders and waiters of a class on a Redis, to be looked at again after `every` or, where asking
+/// takes long, later. One that does not answer leaves things as they were: the Backend's condition
+/// tells.
 pub(in crate::controllers) async fn store(
     ctx: &Context,
     valid: &Valid,
+    every: Duration,
     before: Observed,
 ) -> Observed {
     let asked = Instant::now();
@@ -55,11 +57,11 @@ pub(in crate::controllers) async fn store(
         looked.inspect_err(|error| tracing::debug!(%error, "cannot look at a lock")).ok()
     };
     let found = timeout(WITHIN, look).await.ok().flatten();
-    let again = Some(LEAST.max(asked.elapsed() * SHARE));
+    let again = Some(every.max(asked.elapsed() * SHARE));
     let Some(found) = found else { return Observed { again, ..before } };
-    let mut observed = Observed { again, ..Observed::default() };
+    let waiting = found.iter().fold(0u32, |sum, (_, view)| sum.saturating_add(view.waiters));
+    let mut observed = Observed { again, waiting: Some(waiting), ..Observed::default() };
     for (key, view) in found {
-        observed.waiting = observed.waiting.saturating_add(view.waiters);
         if let Some(holder) = view.holder {
             let held = Held {
                 pod: holder.holder.to_string(),
