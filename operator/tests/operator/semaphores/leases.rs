@@ -58,7 +58,7 @@ async fn a_semaphore_has_one_lease_for_each_permit_and_shrinks_as_holds_end() {
     assert_eq!(semaphore.status.unwrap().guarantee.as_deref(), Some("Consensus"));
     let at = Address { kind: Kind::Semaphore, ..bed.at("pool", "default") };
     until_slots(&bed, &at, &[(0, false), (1, false), (2, false)]).await;
-    let store = LeaseSemaphores::beside(&bed.leases().await);
+    let store = LeaseSemaphores::beside(&*bed.leases().await);
     let config = class(&bed, "pool").await;
     let mut holds = Vec::new();
     for pod in ["pod-0", "pod-1", "pod-2"] {
@@ -119,7 +119,7 @@ async fn holds_on_leases_are_taken_by_force_one_or_all() {
     declare(&bed, "pool", "{backend: lease, permits: 3, keys: [a, b], ttlSeconds: 60}");
     until_ready(&bed, "pool").await;
     let at = Address { kind: Kind::Semaphore, ..bed.at("pool", "a") };
-    let store = LeaseSemaphores::beside(&bed.leases().await);
+    let store = LeaseSemaphores::beside(&*bed.leases().await);
     let config = class(&bed, "pool").await;
     let mut holds = Vec::new();
     for pod in ["pod-0", "pod-1", "pod-2"] {
@@ -167,7 +167,7 @@ async fn the_end_of_a_semaphore_on_leases_waits_for_its_holds() {
     declare(&bed, "pool", spec);
     until_ready(&bed, "pool").await;
     let at = Address { kind: Kind::Semaphore, ..bed.at("pool", "default") };
-    let store = LeaseSemaphores::beside(&bed.leases().await);
+    let store = LeaseSemaphores::beside(&*bed.leases().await);
     let config = class(&bed, "pool").await;
     let (_, first) = acquire(&*store, &at, &config, "pod-0").await.unwrap();
     let begun = std::time::Instant::now();
