@@ -128,7 +128,7 @@ async fn a_lock_on_a_lease_lets_pods_go_one_by_one_in_their_order() {
     bed.until_state("c", "Waiting: at place 2").await;
     eventually("the class shows it", async || {
         let status = bed.get_lock("nightly").await.unwrap().status.unwrap();
-        status.waiting == 2 && status.holders.iter().any(|holder| holder.pod == "a")
+        status.waiting == Some(2) && status.holders.iter().any(|holder| holder.pod == "a")
     })
     .await;
     let mut last = bed.fence("a").await;
@@ -262,4 +262,20 @@ async fn what_is_in_the_way_is_told_and_gone_once_it_is_seen_to() {
     bed.lock("nigthly", "{}");
     bed.lock("nightly", "{access: [{serviceAccounts: [batch, default]}]}");
     bed.until_let_go(&["lost", "stranger"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permits_on_leases_let_so_many_pods_go_in_their_order() {
+    let bed = Bed::shared().await;
+    bed.semaphore("pool", "{backend: lease, permits: 2}");
+    bed.held_pods(&["a", "b", "c", "d"], "semaphore/pool");
+    bed.until_let_go(&["a", "b"]).await;
+    bed.until_state("d", "Waiting: at place 2").await;
+    let first = bed.fence("a").await.max(bed.fence("b").await);
+    bed.end("b", "Failed");
+    bed.until_let_go(&["a", "c"]).await;
+    assert!(bed.fence("c").await > first);
+    bed.end("a", "Succeeded");
+    bed.end("c", "Succeeded");
+    bed.until_let_go(&["d"]).await;
 }

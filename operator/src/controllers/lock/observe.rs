@@ -19,7 +19,8 @@ pub(in crate::controllers) const WITHIN: Duration = Duration::from_secs(5);
 /// The holders of a class on Leases. Who waits is known to each sidecar alone, but for gated pods.
 pub(in crate::controllers) fn leases(ctx: &Context, valid: &Valid) -> Observed {
     let class = &valid.class;
-    let waiting = ctx.lines.waiting(&valid.namespace, class.config.kind(), &class.name);
+    let gated = ctx.lines.waiting(&valid.namespace, class.config.kind(), &class.name);
+    let waiting = Some(gated).filter(|gated| *gated > 0);
     let mut observed = Observed { waiting, ..Observed::default() };
     for key in valid.lease_keys() {
         let Some(look) = ctx.sightings.look(&valid.namespace, &valid.lease_name(&key)) else {
