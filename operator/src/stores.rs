@@ -7,14 +7,18 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::v1alpha1::{
-    Backend,
-    backend::{RedisMode, RedisSpec},
+use holdfast_api::{
+    bundle::Epoch,
+    v1alpha1::{
+        Backend,
+        backend::{RedisMode, RedisSpec},
+    },
 };
 use holdfast_backend::{
     hub::Hub,
     redis::{
-        Credentials, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores, Redlocks, Sentinels,
+        Credentials, KnownEpoch, KnownRun, RedisAdmin, RedisConfig, RedisLocks, RedisSemaphores,
+        Redlocks, Sentinels,
     },
 };
 use holdfast_core::{
@@ -223,6 +227,18 @@ impl Store {
         let views = self.look(kind, namespace, class, &any_key()).await?;
         Ok(views.into_iter().filter_map(|(_, view)| Some(view.holder?.ttl)).min())
     }
+}
+
+/// An epoch, as the namespace's sidecars were told of it.
+pub fn known_epoch(epoch: Epoch) -> KnownEpoch {
+    let runs = epoch.runs.into_iter().map(|run| KnownRun {
+        server: run.server,
+        replid: run.replid,
+        tags: run.tags,
+        open: run.open,
+    });
+    let (number, replid, open) = (epoch.number, epoch.replid, epoch.open);
+    KnownEpoch { number, replid, open, runs: runs.collect() }
 }
 
 /// A configuration that lets every key be looked at.

@@ -42,7 +42,8 @@ struct Made {
     redis: Option<RedisAddress>,
     epoch: Option<watch::Sender<Option<KnownEpoch>>>,
     locks: Arc<LockClient>,
-    semaphores: Arc<LockClient>,
+    /// `None` where semaphores cannot be.
+    semaphores: Option<Arc<LockClient>>,
     /// `None` where rate limits cannot be.
     rate_limits: Option<Arc<Limiter>>,
 }
@@ -89,7 +90,7 @@ impl Backends {
             redis: None,
             epoch: None,
             locks,
-            semaphores,
+            semaphores: Some(semaphores),
             rate_limits: Some(limits),
         };
         self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), made);
@@ -118,45 +119,43 @@ impl Backends {
     }
 
     fn make(&self, name: &str, backend: &BundleBackend) -> Result<Made, String> {
-        let (mut sender, mut rate_limits, redis) = (None, None, backend.redis.clone());
-        let (locks, semaphores) = match backend.substrate {
+        let (substrate, redis, mut epoch) = (backend.substrate, backend.redis.clone(), None);
+        let mut store = || {
+            let address = redis.as_ref().ok_or("the bundle does not say where it is")?;
+            let source = self.credentials.as_ref().map(|dir| read_credentials(dir, name));
+            let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
+            epoch = Some(known);
+            Ok::<_, String>((mk_config(address, source)?, address, receiver))
+        };
+        let (locks, semaphores, rate_limits) = match substrate {
             Substrate::Memory => {
                 let limits = MemoryRateLimits::new(self.clock.clone());
-                rate_limits = Some(Limiter::new(limits, self.clock.clone()));
                 let semaphores = MemorySemaphores::new(self.hub.clone(), self.clock.clone());
                 let locks = MemoryLocks::new(self.hub.clone(), self.clock.clone());
-                (self.client(locks), self.client(semaphores))
+                let limits = Limiter::new(limits, self.clock.clone());
+                (self.client(locks), Some(self.client(semaphores)), Some(limits))
             }
             Substrate::Lease => {
                 let leases = self.leases.clone();
                 let leases = leases.ok_or("there is no API server to reach from here")?;
                 let locks = LeaseLocks::new(leases, self.hub.clone(), self.clock.clone());
                 let semaphores = LeaseSemaphores::beside(&locks);
-                (self.client(locks), self.client(semaphores))
+                (self.client(locks), Some(self.client(semaphores)), None)
             }
-            Substrate::Redis | Substrate::Redlock => {
-                let address =
-                    backend.redis.as_ref().ok_or("the bundle does not say where it is")?;
-                let source = self.credentials.as_ref().map(|dir| read_credentials(dir, name));
-                let (known, receiver) = watch::channel(mk_epoch(backend.epoch.as_ref()));
-                sender = Some(known);
-                let config = mk_config(address, source)?;
-                if backend.substrate == Substrate::Redlock {
-                    let who = (self.session.clone(), self.hub.clone(), self.clock.clone());
-                    let (addresses, namespace) = (&address.addresses, &self.namespace);
-                    let locks = Redlocks::connect(&config, addresses, namespace, who, &receiver);
-                    let locks = self.client(locks.map_err(|error| error.to_string())?);
-                    let (substrate, epoch) = (backend.substrate, sender);
-                    let (semaphores, rate_limits) = (None, None);
-                    return Ok(Made { substrate, redis, epoch, locks, semaphores, rate_limits });
-                }
-                let OnRedis { locks, semaphores, limits } = self.redis(config, receiver)?;
-                rate_limits = Some(limits);
-                (locks, semaphores)
+            Substrate::Redis => {
+                let (config, _, known) = store()?;
+                let OnRedis { locks, semaphores, limits } = self.redis(config, known)?;
+                (locks, Some(semaphores), Some(limits))
+            }
+            Substrate::Redlock => {
+                let (config, address, known) = store()?;
+                let who = (self.session.clone(), self.hub.clone(), self.clock.clone());
+                let (addresses, namespace) = (&address.addresses, &self.namespace);
+                let locks = Redlocks::connect(&config, addresses, namespace, who, &known);
+                (self.client(locks.map_err(|error| error.to_string())?), None, None)
             }
         };
-        let substrate = backend.substrate;
-        Ok(Made { substrate, redis, epoch: sender, locks, semaphores, rate_limits })
+        Ok(Made { substrate, redis, epoch, locks, semaphores, rate_limits })
     }
 }
 
@@ -188,8 +187,8 @@ impl Connect for Backends {
     fn semaphores(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String> {
         self.locks(name, backend)?;
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let semaphores = made.get(name).map(|made| made.semaphores.clone());
-        semaphores.ok_or_else(|| format!("backend \"{name}\" is not there any more"))
+        let semaphores = made.get(name).and_then(|made| made.semaphores.clone());
+        semaphores.ok_or_else(|| format!("backend \"{name}\" cannot keep semaphores"))
     }
 
     fn rate_limits(&self, name: &str, backend: &BundleBackend) -> Result<Arc<Limiter>, String> {

@@ -53,12 +53,15 @@ const RETRY: Duration = Duration::from_secs(1);
 /// them.
 const SEE_TO: Duration = Duration::from_secs(60);
 
+/// The run of a store that a user was made in, and the passwords that it was made with.
+type MadeWith = (String, Vec<String>);
+
 /// The users that this leader has seen to.
 #[derive(Default)]
 pub struct Users {
-    /// By Backend (and server, where there are several) and namespace, the run of the store and the
-    /// passwords they were made with. A store that starts again has forgotten its users.
-    made: Mutex<HashMap<(String, String), (String, Vec<String>)>>,
+    /// By Backend (and server, where there are several) and namespace. A store that starts again has
+    /// forgotten its users.
+    made: Mutex<HashMap<(String, String), MadeWith>>,
     /// What each namespace's Secret says.
     secrets: Mutex<HashMap<String, Known>>,
 }

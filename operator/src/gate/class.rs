@@ -37,7 +37,7 @@ impl Usable {
     /// Whether the store keeps a queue. Elsewhere the line of this operator is the only one.
     pub fn has_queue(&self) -> bool {
         match self.backend.substrate() {
-            Substrate::Redis | Substrate::Memory => true,
+            Substrate::Redis | Substrate::Redlock | Substrate::Memory => true,
             Substrate::Lease => false,
         }
     }
@@ -107,7 +107,7 @@ pub fn resolve(gates: &Gates, seen: &Seen, hold: &PodHold) -> Result<Usable, Str
     let key = key_of(hold, &config)?;
     let at =
         Address { kind: hold.kind, namespace: namespace.into(), class: hold.class.clone(), key };
-    let backend = gates.stores.get(ctx, bundle, class, &gates.hub, &gates.session);
+    let backend = gates.stores.get(gates, bundle, class);
     let backend = backend.map_err(|why| format!("{} cannot be used: {why}", hold.name()))?;
     Ok(Usable {
         ttl: ttl(&config, gates.least_ttl),

@@ -9,17 +9,20 @@ use std::{
 
 use holdfast_api::{
     bundle::{Bundle, BundleClass},
-    v1alpha1::backend::RedisSpec,
+    v1alpha1::backend::{RedisMode, RedisSpec},
 };
 use holdfast_backend::{
-    hub::Hub,
     lease::LeaseSemaphores,
-    redis::{Ack, KnownEpoch, RedisLocks, RedisSemaphores},
+    redis::{Ack, KnownEpoch, RedisLocks, RedisSemaphores, Redlocks},
 };
-use holdfast_core::{Kind, SessionId, Substrate, lock::LockBackend};
+use holdfast_core::{Kind, Substrate, lock::LockBackend};
 use tokio::sync::watch;
 
-use crate::context::{Context, lock};
+use super::Gates;
+use crate::{
+    context::{Context, lock},
+    stores::known_epoch,
+};
 
 /// The Redis servers of namespaces with pods that hold.
 #[derive(Default)]
@@ -28,59 +31,54 @@ pub struct Stores(Mutex<HashMap<(String, String), Made>>);
 struct Made {
     spec: RedisSpec,
     epoch: watch::Sender<Option<KnownEpoch>>,
-    locks: Arc<RedisLocks>,
-    permits: Arc<RedisSemaphores>,
+    kept: Kept,
+}
+
+/// What a Redis keeps.
+#[derive(Clone)]
+struct Kept {
+    locks: Arc<dyn LockBackend>,
+    /// A majority of servers has none.
+    permits: Option<Arc<dyn LockBackend>>,
 }
 
 impl Stores {
-    /// Where a class of a namespace's bundle lives, with the epoch of now. Pushes to `session` go to
-    /// `hub`.
+    /// Where a class of a namespace's bundle lives, with the epoch of now.
     ///
     /// # Errors
     /// A sentence, when it cannot be reached at all.
     pub fn get(
         &self,
-        ctx: &Context,
+        gates: &Gates,
         bundle: &Bundle,
         class: &BundleClass,
-        hub: &Arc<Hub>,
-        session: &SessionId,
     ) -> Result<Arc<dyn LockBackend>, String> {
-        let name = &class.backend;
+        let (ctx, name) = (&gates.ctx, &class.backend);
         let there = bundle.backends.get(name);
+        let is_of_permits = class.config.kind() == Kind::Semaphore;
         match there.map_or(Substrate::Lease, |backend| backend.substrate) {
-            Substrate::Lease => Ok(match class.config.kind() {
-                Kind::Semaphore => LeaseSemaphores::beside(&ctx.leases),
-                Kind::Lock | Kind::LeaderElection | Kind::RateLimit => ctx.leases.clone(),
-            }),
+            Substrate::Lease if is_of_permits => Ok(LeaseSemaphores::beside(&ctx.leases)),
+            Substrate::Lease => Ok(ctx.leases.clone()),
             Substrate::Memory => Err("its backend is in the memory of each process".into()),
-            Substrate::Redis => {
-                let epoch = there.and_then(|backend| backend.epoch.clone());
-                let epoch = epoch.map(|epoch| KnownEpoch {
-                    number: epoch.number,
-                    replid: epoch.replid,
-                    open: epoch.open,
-                });
-                let kind = class.config.kind();
-                self.redis(ctx, &bundle.namespace, name, epoch, (hub, session)).map(|made| {
-                    let (locks, permits) = made;
-                    match kind {
-                        Kind::Semaphore => permits as Arc<dyn LockBackend>,
-                        Kind::Lock | Kind::LeaderElection | Kind::RateLimit => locks,
-                    }
-                })
+            Substrate::Redis | Substrate::Redlock => {
+                let epoch = there.and_then(|backend| backend.epoch.clone()).map(known_epoch);
+                let kept = self.redis(gates, &bundle.namespace, name, epoch)?;
+                if !is_of_permits {
+                    return Ok(kept.locks);
+                }
+                kept.permits.ok_or_else(|| "its backend keeps no permits".into())
             }
         }
     }
 
     fn redis(
         &self,
-        ctx: &Context,
+        gates: &Gates,
         namespace: &str,
         name: &str,
         epoch: Option<KnownEpoch>,
-        (hub, session): (&Arc<Hub>, &SessionId),
-    ) -> Result<(Arc<RedisLocks>, Arc<RedisSemaphores>), String> {
+    ) -> Result<Kept, String> {
+        let ctx: &Context = &gates.ctx;
         let backend = ctx.caches.backend(name);
         let backend = backend.ok_or_else(|| format!("there is no Backend \"{name}\" any more"))?;
         let spec = &backend.spec.redis;
@@ -92,7 +90,7 @@ impl Stores {
                 *known = epoch;
                 changed
             });
-            return Ok((made.locks.clone(), made.permits.clone()));
+            return Ok(made.kept.clone());
         }
         // Connections for namespaces that are gone.
         all.retain(|(_, namespace), _| ctx.caches.namespace(namespace).is_some());
@@ -102,16 +100,17 @@ impl Stores {
             timeout: Duration::from_millis(ack.timeout_ms.into()),
         }));
         let (sender, receiver) = watch::channel(epoch);
-        let locks = RedisLocks::connect(config, namespace, session.clone(), hub.clone(), receiver);
-        let locks = locks.map_err(|error| error.to_string())?;
-        let permits = RedisSemaphores::beside(locks.clone());
-        let made = Made {
-            spec: spec.clone(),
-            epoch: sender,
-            locks: locks.clone(),
-            permits: permits.clone(),
+        let (session, hub) = (gates.session.clone(), gates.hub.clone());
+        let kept = if spec.mode == RedisMode::Redlock {
+            let who = (session, hub, gates.clock.clone());
+            let locks = Redlocks::connect(&config, &spec.addresses, namespace, who, &receiver);
+            Kept { locks: locks.map_err(|error| error.to_string())?, permits: None }
+        } else {
+            let locks = RedisLocks::connect(config, namespace, session, hub, receiver);
+            let locks = locks.map_err(|error| error.to_string())?;
+            Kept { permits: Some(RedisSemaphores::beside(locks.clone())), locks }
         };
-        all.insert(key, made);
-        Ok((locks, permits))
+        all.insert(key, Made { spec: spec.clone(), epoch: sender, kept: kept.clone() });
+        Ok(kept)
     }
 }

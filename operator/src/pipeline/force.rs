@@ -10,7 +10,7 @@ use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
     hub::Hub,
     lease::LeaseSemaphores,
-    redis::{KnownEpoch, KnownRun, RedisLocks, RedisSemaphores, Redlocks},
+    redis::{RedisLocks, RedisSemaphores, Redlocks},
 };
 use holdfast_core::{
     Address, Fence, Key, Kind, SessionId, Substrate, SystemClock,
@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 
 use super::{Controlled, Valid};
-use crate::{apply, context::Context, error::Error};
+use crate::{apply, context::Context, error::Error, stores::known_epoch};
 
 /// The newest fence that the release is meant for.
 const MEANT_FOR: &str = "holdfast.dev/force-release-fence";
@@ -164,17 +164,9 @@ fn backend(ctx: &Context, kind: Kind, valid: &Valid) -> Result<Arc<dyn LockBacke
     let unavailable = |text: &str| holdfast_core::BackendError::Unavailable(text.to_owned());
     let backend = valid.backend.as_ref().ok_or_else(|| unavailable("there is none"));
     let backend = backend.map_err(Error::store(what()))?;
-    let epoch = valid.published.as_ref().and_then(|bundle| {
-        let epoch = bundle.backends.get(&valid.class.backend)?.epoch.clone()?;
-        let runs = epoch.runs.into_iter().map(|run| KnownRun {
-            server: run.server,
-            replid: run.replid,
-            tags: run.tags,
-            open: run.open,
-        });
-        let (number, replid, open) = (epoch.number, epoch.replid, epoch.open);
-        Some(KnownEpoch { number, replid, open, runs: runs.collect() })
-    });
+    let published = valid.published.as_ref();
+    let there = published.and_then(|bundle| bundle.backends.get(&valid.class.backend));
+    let epoch = there.and_then(|there| there.epoch.clone()).map(known_epoch);
     let config = ctx.stores.get(backend).map_err(Error::store(what()))?.config.clone();
     let (_, known) = watch::channel(epoch);
     let session = SessionId::random();

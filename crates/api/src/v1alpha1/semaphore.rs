@@ -270,7 +270,8 @@ impl Validate for Semaphore {
             max_waiters: spec.queue.max_waiters,
             fairness: match (spec.fairness, on.substrate) {
                 (Some(Fairness::None), _) | (None, Substrate::Lease) => lock::Fairness::None,
-                (Some(Fairness::Fifo), _) | (None, Substrate::Memory | Substrate::Redis) => {
+                (Some(Fairness::Fifo), _)
+                | (None, Substrate::Memory | Substrate::Redis | Substrate::Redlock) => {
                     lock::Fairness::Fifo
                 }
             },

@@ -1,5 +1,5 @@
 //! The one connection that carries a process's commands to a store; in a cluster one to each server,
-//! and [`cluster`](super::cluster) says to which.
+//! and `cluster` says to which.
 //!
 //! Requests of all callers share it and are flushed together. It is made when first needed, by one
 //! caller for all, and remade after it broke: with decorrelated jitter between attempts, and with

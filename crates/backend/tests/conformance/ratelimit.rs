@@ -11,7 +11,7 @@ use holdfast_core::{
     ratelimit::{Algorithm, Check, Decision, Limit, Mode, Outcome, Policy, RateLimitBackend, Rule},
 };
 
-use crate::{fixture::eventually, server::RedisServer, redis_cluster::RedisCluster};
+use crate::{fixture::eventually, redis_cluster::RedisCluster, server::RedisServer};
 
 /// A store, and what keeps it alive.
 struct World {

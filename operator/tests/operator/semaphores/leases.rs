@@ -176,7 +176,7 @@ async fn the_end_of_a_semaphore_on_leases_waits_for_its_holds() {
     let store = LeaseSemaphores::beside(&locks);
     let config = class(&bed, "pool").await;
     let (_, first) = acquire(&*store, &at, &config, "pod-0").await.unwrap();
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     let held = slots(&bed, &at).await.len();
     assert_eq!(held, 2);
     // The operator must have seen the hold, or it is none to it.
@@ -197,7 +197,7 @@ async fn the_end_of_a_semaphore_on_leases_waits_for_its_holds() {
     assert!(begun.elapsed() >= Duration::from_secs(4), "{:?}", begun.elapsed());
 
     let (_, second) = acquire(&*store, &at, &config, "pod-1").await.unwrap();
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     bed.kubectl(&["delete", "semaphore", "pool", "--timeout=30s"], "").unwrap();
     assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!(slots(&bed, &at).await, []);
