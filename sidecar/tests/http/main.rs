@@ -6,6 +6,7 @@
 #[path = "../../../crates/backend/tests/support/apiserver.rs"]
 mod apiserver;
 mod client;
+mod connections;
 mod dapr;
 mod elections;
 mod elector;
