@@ -14,5 +14,6 @@ mod failure;
 mod lock;
 mod ratelimit;
 mod readme;
+mod rules;
 mod security;
 mod semaphore;
