@@ -9,15 +9,19 @@
 //! Figures that miss their target are printed as such; nothing here fails a build.
 
 mod checks;
+mod failover;
 mod figures;
 mod floors;
 mod handover;
 mod idle;
+mod keys;
 mod load;
 mod process;
 mod rls;
 mod script;
+mod steady;
 mod throughput;
+mod transport;
 
 use std::path::PathBuf;
 
@@ -53,6 +57,11 @@ enum Part {
     Throughput,
     Rls,
     Checks,
+    Steady,
+    Socket,
+    Syscalls,
+    Keys,
+    Failover,
     Handover,
     Crowd,
     Holds,
@@ -106,6 +115,11 @@ async fn main() -> anyhow::Result<()> {
             Part::Throughput => throughput::measure(&bench).await?,
             Part::Rls => rls::measure(&bench).await?,
             Part::Checks => checks::measure(&bench).await?,
+            Part::Steady => steady::measure(&bench).await?,
+            Part::Socket => transport::sockets(&bench).await?,
+            Part::Syscalls => transport::syscalls(&bench).await?,
+            Part::Keys => keys::measure(&bench).await?,
+            Part::Failover => failover::measure(&bench).await?,
             Part::Handover => handover::measure(&bench).await?,
             Part::Crowd => handover::crowd(&bench).await?,
             Part::Holds => idle::many_holds(&bench).await?,

@@ -132,18 +132,38 @@ async fn slice(server: &Server, lasts: Duration) -> anyhow::Result<(f64, f64)> {
     Ok((requests as f64 / took, used * 1e6 / requests as f64))
 }
 
-/// Rates and costs beside the floor's.
-pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
-    let (rounds, lasts) = if bench.quick { (2, 1) } else { (7, 2) };
-    let lasts = Duration::from_secs(lasts);
+/// Asks so many times, over all connections and streams.
+pub async fn ask_often(server: &Server, each: usize) -> anyhow::Result<usize> {
+    let mut tasks = JoinSet::new();
+    for connection in 0..CONNECTIONS {
+        let stream = TcpStream::connect(("127.0.0.1", server.port)).await?;
+        stream.set_nodelay(true)?;
+        let (client, driver) = h2::client::handshake(stream).await?;
+        tokio::spawn(driver);
+        for stream in 0..STREAMS {
+            let (client, question) = (client.clone(), question(connection * STREAMS + stream));
+            tasks.spawn(async move {
+                for _ in 0..each {
+                    ask(&client, question.clone()).await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(CONNECTIONS * STREAMS * each)
+}
+
+/// A sidecar that answers Envoys, in memory. It lives as long as the folder of its class.
+pub async fn sidecar(bench: &Bench) -> anyhow::Result<(Server, tempfile::TempDir)> {
     let classes = tempfile::tempdir()?;
     let file = classes.path().join("bench.yaml");
     let yaml = "{apiVersion: holdfast.dev/v1alpha1, kind: RateLimit, metadata: {name: bench}, \
                 spec: {backend: any, limits: [{name: l, limit: 100000000, windowSeconds: 1}]}}\n";
     std::fs::write(&file, yaml)?;
-    let own = std::env::current_exe()?;
-    let floor = Server::start(FIRST, &own, |port| vec!["f0-grpc".into(), port.to_string()]).await?;
-    let ours = Server::start(FIRST, &bench.bin.join("holdfast"), |port| {
+    let server = Server::start(FIRST, &bench.bin.join("holdfast"), |port| {
         let words = ["dev", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--log", "warn"];
         let mut args: Vec<String> = words.map(str::to_owned).into();
         args.extend(["-f".into(), file.display().to_string()]);
@@ -151,6 +171,16 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         args
     })
     .await?;
+    Ok((server, classes))
+}
+
+/// Rates and costs beside the floor's.
+pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let (rounds, lasts) = if bench.quick { (2, 1) } else { (7, 2) };
+    let lasts = Duration::from_secs(lasts);
+    let own = std::env::current_exe()?;
+    let floor = Server::start(FIRST, &own, |port| vec!["f0-grpc".into(), port.to_string()]).await?;
+    let (ours, _classes) = sidecar(bench).await?;
     let (mut rates, mut costs): ([Vec<f64>; 2], [Vec<f64>; 2]) = Default::default();
     for round in 0..=rounds {
         for (index, server) in [&floor, &ours].into_iter().enumerate() {

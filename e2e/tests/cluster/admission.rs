@@ -22,7 +22,7 @@ fn messages(schema: &Value, found: &mut Vec<String>) {
 }
 
 /// Every rule of a definition has refused something.
-fn assert_all_seen(definition: &str, refusals: &[String]) {
+pub fn assert_all_seen(definition: &str, refusals: &[String]) {
     let crd = get("default", &format!("crd/{definition}"));
     let mut rules = Vec::new();
     messages(&crd["spec"]["versions"], &mut rules);

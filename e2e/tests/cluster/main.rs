@@ -15,5 +15,6 @@ mod hold;
 mod lock;
 mod ratelimit;
 mod readme;
+mod rules;
 mod security;
 mod semaphore;

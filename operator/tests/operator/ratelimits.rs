@@ -95,6 +95,17 @@ async fn a_limit_is_checked_as_a_tenant_shown_changed_live_and_leaves_nothing_be
     let (_, policy) = as_sidecar(&bed, "api").await;
     assert!(spend(&limits, &policy, &at(&bed, "api", "a"), 1).await);
 
+    // The price of checks from memory is shown where the class is.
+    assert_eq!(get(&bed, "api").await.unwrap().status.unwrap().over_admission, None);
+    let leased = HOURLY.replace("{backend", "{accuracy: Leased, leased: {batch: 2}, backend");
+    bed.kubectl(&["apply", "-f", "-"], &object("RateLimit", "api", &leased)).unwrap();
+    // Three an hour give back less than one while a sidecar keeps tokens.
+    until(&bed, "api", |limit| {
+        let shown = limit.status.as_ref().and_then(|status| status.over_admission.as_deref());
+        shown == Some("1 per sidecar, at most 1")
+    })
+    .await;
+
     bed.kubectl(&["delete", "rl", "api", "--timeout=30s"], "").unwrap();
     assert_eq!(redis.keys("hf:*ratelimit*"), Vec::<String>::new(), "its records are purged");
     eventually("the bundle without it", async || bed.bundle().await.unwrap().classes.is_empty())

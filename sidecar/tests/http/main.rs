@@ -7,6 +7,7 @@
 mod apiserver;
 mod client;
 mod clusters;
+mod connections;
 mod dapr;
 mod elections;
 mod elector;

@@ -7,13 +7,14 @@ use holdfast_backend::lease::{LeaseClient, names};
 use holdfast_core::{ClassName, Key, Kind, SessionId, Substrate, SystemClock};
 use holdfast_runtime::Readiness;
 use holdfast_sidecar::{Serving, config::Bundles, connect::Backends, snapshot::Connect};
+use holdfast_wire::ResignRequest;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -137,4 +138,21 @@ async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
     // A third of 15 s apart, give or take: 12 a minute; client-go's defaults make 68.
     assert!((5..=8).contains(&asked.len()), "{asked:?}");
     assert_eq!(leaders(), 1);
+
+    // Standbys are told by their watch when a leader resigns: they lead as soon as they have written.
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let leads = |pod: &&Serving| pod.sidecar.leading("quiet").is_ok();
+        let leader = pods.iter().find(leads).unwrap();
+        let begun = Instant::now();
+        leader.sidecar.resign("quiet", &ResignRequest::default()).await.unwrap();
+        while leaders() == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10), "nobody leads");
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!((leaders(), leads(&leader)), (1, false));
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    assert!(took[1] <= Duration::from_millis(200), "{took:?}");
 }

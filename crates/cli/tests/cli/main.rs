@@ -8,6 +8,7 @@
 )]
 
 mod dev;
+mod elections;
 mod lint;
 mod peers;
 mod recipes;
