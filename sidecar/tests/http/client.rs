@@ -60,6 +60,10 @@ pub fn mk_bundle(yaml: &str) -> Bundle {
 }
 
 pub fn mk_bundle_on(name: &str, substrate: Substrate, yaml: &str) -> Bundle {
+    mk_bundle_with(name, BundleBackend { substrate, redis: None, epoch: None }, yaml)
+}
+
+pub fn mk_bundle_with(name: &str, backend: BundleBackend, yaml: &str) -> Bundle {
     let classes: Vec<Class> = load(yaml)
         .unwrap()
         .into_iter()
@@ -68,7 +72,6 @@ pub fn mk_bundle_on(name: &str, substrate: Substrate, yaml: &str) -> Bundle {
             Object::Backend(_) => None,
         })
         .collect();
-    let backend = BundleBackend { substrate, redis: None, epoch: None };
     let environment = Environment {
         backends: [(name.to_owned(), backend)].into(),
         all_on: Some(name.into()),

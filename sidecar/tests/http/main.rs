@@ -19,6 +19,7 @@ mod limits;
 mod locks;
 mod openapi;
 mod ratelimits;
+mod redlock;
 mod rls;
 mod scale;
 mod semaphores;

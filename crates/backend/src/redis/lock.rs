@@ -26,7 +26,7 @@ use super::{
     config::RedisConfig,
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
-    policy::{MAX_MS, Policies},
+    policy::{Policies, encode_ms},
     pushes::{Listener, PushCounts, Topics},
     reply::{Reply, unexpected},
     scripts::Transition,
@@ -404,8 +404,4 @@ pub(super) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendErro
     let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
     let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
     Ok((Grant { fence, ttl, claimed: true }, reply.number()? == 1))
-}
-
-pub(super) fn encode_ms(time: Duration) -> String {
-    (time.as_millis() as u64).min(MAX_MS).to_string()
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use holdfast_core::{
@@ -48,6 +49,11 @@ impl<P: Encode> Policies<P> {
 
 const fn ms(ms: u64) -> u64 {
     if ms < MAX_MS { ms } else { MAX_MS }
+}
+
+/// A time as scripts take it.
+pub(super) fn encode_ms(time: Duration) -> String {
+    (time.as_millis() as u64).min(MAX_MS).to_string()
 }
 
 const fn is_fifo(fairness: Fairness) -> u8 {

@@ -16,9 +16,8 @@ use holdfast_core::{
 use super::{
     RedisLocks,
     keys::ObjectKeys,
-    lock::encode_ms,
     look::NAMES_IN_VIEW,
-    policy::Policies,
+    policy::{Policies, encode_ms},
     reply::{Reply, unexpected},
     scripts::Transition,
 };

@@ -16,35 +16,42 @@ use tokio::time::{Instant, sleep};
 use super::Inner;
 use crate::hub::lock;
 
-/// Entries beyond which old ones are looked for and forgotten.
+/// Entries beyond which old ones are looked for and forgotten; then beyond twice what is left.
 const SWEEP_AT: usize = 1_024;
 /// Nothing of a request is left anywhere after so many times to live, and at least this time.
 const SETTLE_FOR_TTLS: u32 = 3;
 const SETTLE_FOR: Duration = Duration::from_secs(3);
-const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+const FORGET_AFTER: Duration = Duration::from_secs(600);
 
 /// The open requests.
 #[derive(Default)]
-pub(super) struct Open(Mutex<HashMap<(HoldId, usize), Instant>>);
+pub(super) struct Open(Mutex<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    since: HashMap<(HoldId, usize), Instant>,
+    sweep_at: usize,
+}
 
 impl Open {
     /// A request is about to be sent, or to be taken back.
     pub(super) fn begin(&self, hold: &HoldId, server: usize) {
         let mut all = lock(&self.0);
-        if all.len() >= SWEEP_AT {
-            all.retain(|_, since| since.elapsed() < FORGET_AFTER);
+        if all.since.len() >= all.sweep_at.max(SWEEP_AT) {
+            all.since.retain(|_, since| since.elapsed() < FORGET_AFTER);
+            all.sweep_at = 2 * all.since.len();
         }
-        all.insert((hold.clone(), server), Instant::now());
+        all.since.insert((hold.clone(), server), Instant::now());
     }
 
     /// Its outcome is known.
     pub(super) fn end(&self, hold: &HoldId, server: usize) {
-        lock(&self.0).remove(&(hold.clone(), server));
+        lock(&self.0).since.remove(&(hold.clone(), server));
     }
 
     /// Whether there is one.
     pub(super) fn is_open(&self, hold: &HoldId, server: usize) -> bool {
-        lock(&self.0).contains_key(&(hold.clone(), server))
+        lock(&self.0).since.contains_key(&(hold.clone(), server))
     }
 }
 

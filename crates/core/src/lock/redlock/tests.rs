@@ -1,7 +1,10 @@
 //! The rules one by one. That they keep fences apart is in [`model`].
 
 use super::*;
-use crate::Holder;
+use crate::{
+    HoldId, Holder,
+    lock::{HolderView, LockView},
+};
 
 mod model;
 

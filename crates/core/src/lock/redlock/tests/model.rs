@@ -8,9 +8,8 @@
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::super::*;
-use crate::Holder;
 use crate::{
-    SessionId,
+    HoldId, Holder, SessionId,
     lock::{
         Fairness, Policy,
         state::{Acquired, LockState},
