@@ -42,8 +42,9 @@ async fn mk_opened(redis: &RedisServer) -> Bundle {
     let replid = admin.probe().await.unwrap().replid;
     let mut bundle = mk_bundle_on("redis", Substrate::Redis, &[CLASSES, MORE].concat());
     let backend = bundle.backends.get_mut("redis").unwrap();
-    backend.epoch = Some(Epoch { number: 1, replid, open: true });
+    backend.epoch = Some(Epoch { number: 1, replid, open: true, runs: Vec::new() });
     backend.redis = Some(RedisAddress {
+        cluster: false,
         addresses: vec![redis.address()],
         master_name: None,
         tls: false,

@@ -34,8 +34,15 @@ async fn bundle(servers: &[RedisServer]) -> Bundle {
         let (server, replid) = (address.clone(), admin.probe().await.unwrap().replid);
         runs.push(EpochRun { server, replid, tags: Vec::new(), open: true });
     }
-    let redis =
-        RedisAddress { addresses, master_name: None, tls: false, ca: None, database: 0, ack: None };
+    let redis = RedisAddress {
+        addresses,
+        cluster: false,
+        master_name: None,
+        tls: false,
+        ca: None,
+        database: 0,
+        ack: None,
+    };
     let epoch = Epoch { number: 1, replid: String::new(), open: true, runs };
     let (substrate, redis, epoch) = (Substrate::Redlock, Some(redis), Some(epoch));
     mk_bundle_with("three", BundleBackend { substrate, redis, epoch }, CLASSES)
