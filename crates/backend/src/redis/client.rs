@@ -6,6 +6,7 @@
 //! callers are refused at once; nothing queues up behind a dead store.
 
 use std::{
+    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -15,8 +16,7 @@ use std::{
 
 use holdfast_core::{BackendError, clock::Backoff};
 use redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisResult, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, Value, aio::MultiplexedConnection,
 };
 use tokio::time::{Instant, timeout};
 
@@ -27,13 +27,17 @@ use super::{
 };
 use crate::hub::lock;
 
+mod turns;
+
+use turns::{Refused, Turns};
+
 /// So many requests in a row without an answer mean that the connection is dead, though nobody has
 /// said so.
 pub(super) const TIMEOUTS_TO_RECONNECT: u32 = 3;
 
 /// A connection and what is known of it.
 struct Link {
-    connection: MultiplexedConnection,
+    turns: Turns,
     /// Whether the server has Functions. Found out by trying.
     functions: AtomicBool,
     timeouts: AtomicU32,
@@ -89,7 +93,8 @@ impl Client {
     /// first, the connect time-out.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, BackendError> {
         let link = self.link().await?;
-        let value = self.send(&link, command).await.map_err(|error| errors::in_flight(&error))?;
+        let sent = self.send(&link, command.clone()).await;
+        let value = sent.map_err(|refused| errors::in_flight(&refused.error))?;
         redis::from_redis_value(value)
             .map_err(|error| BackendError::Unknown(format!("an unexpected reply: {error}")))
     }
@@ -98,17 +103,29 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::run`].
-    pub async fn call(
+    pub fn call(
         &self,
         transition: Transition,
         keys: &[&str],
         args: &[&str],
-    ) -> Result<Vec<Value>, BackendError> {
+    ) -> impl Future<Output = Result<Vec<Value>, BackendError>> + Send + use<'_> {
+        self.perform(Call::new(self.scripts, transition, keys, args))
+    }
+
+    /// Runs a transition that is written down already.
+    ///
+    /// # Errors
+    /// As [`Client::run`].
+    pub(super) async fn perform(&self, call: Call) -> Result<Vec<Value>, BackendError> {
         let link = self.link().await?;
         let reply = if link.functions.load(Relaxed) {
-            self.call_function(&link, transition, keys, args).await?
+            let transition = call.transition;
+            match self.send(&link, call.function).await {
+                Ok(reply) => reply,
+                Err(refused) => Box::pin(self.call_again(&link, transition, refused)).await?,
+            }
         } else {
-            Box::pin(self.call_script(&link, transition, keys, args)).await?
+            Box::pin(self.call_script(&link, &call)).await?
         };
         match reply {
             Value::Array(values) => Ok(values),
@@ -116,49 +133,41 @@ impl Client {
         }
     }
 
-    async fn call_function(
+    /// Sees to the reason why a function was refused, if something can be done about it.
+    async fn call_again(
         &self,
         link: &Link,
         transition: Transition,
-        keys: &[&str],
-        args: &[&str],
+        refused: Refused,
     ) -> Result<Value, BackendError> {
-        let command = mk_call("FCALL", self.scripts.function(transition), keys, args);
-        let error = match self.send(link, &command).await {
-            Ok(reply) => return Ok(reply),
-            Err(error) => error,
+        let Refused { error, command: Some(function) } = refused else {
+            return Err(errors::in_flight(&refused.error));
         };
         match errors::meaning(&error) {
             Some(Meaning::NoCommand) => {
                 link.functions.store(false, Relaxed);
-                Box::pin(self.call_script(link, transition, keys, args)).await
+                self.call_script(link, &Call { transition, function: *function }).await
             }
             // The operator loads it; where there is none, whoever may does.
             Some(Meaning::NotLoaded) => {
-                Box::pin(self.load_library(link)).await?;
-                let again = Box::pin(self.send(link, &command)).await;
-                again.map_err(|error| errors::in_flight(&error))
+                self.load_library(link).await?;
+                let again = self.send(link, *function).await;
+                again.map_err(|refused| errors::in_flight(&refused.error))
             }
             _ => Err(errors::in_flight(&error)),
         }
     }
 
-    async fn call_script(
-        &self,
-        link: &Link,
-        transition: Transition,
-        keys: &[&str],
-        args: &[&str],
-    ) -> Result<Value, BackendError> {
-        let script = self.scripts.script(transition);
-        let reply = self.send(link, &mk_call("EVALSHA", &script.sha1, keys, args)).await;
+    async fn call_script(&self, link: &Link, call: &Call) -> Result<Value, BackendError> {
+        let script = self.scripts.script(call.transition);
+        let reply = self.send(link, call.script("EVALSHA", &script.sha1)).await;
         let reply = match reply {
-            Err(error) if errors::meaning(&error) == Some(Meaning::NotLoaded) => {
-                self.send(link, &mk_call("EVAL", &script.code, keys, args)).await
+            Err(refused) if errors::meaning(&refused.error) == Some(Meaning::NotLoaded) => {
+                self.send(link, call.script("EVAL", &script.code)).await
             }
             other => other,
         };
-        reply.map_err(|error| errors::in_flight(&error))
+        reply.map_err(|refused| errors::in_flight(&refused.error))
     }
 
     /// Sends a pipeline as one write; its replies, errors of the server among them. Without all of
@@ -169,7 +178,7 @@ impl Client {
         replies: usize,
     ) -> Result<Vec<Value>, BackendError> {
         let link = self.link().await?;
-        let mut connection = link.connection.clone();
+        let mut connection = link.turns.connection.clone();
         connection.send_packed_commands(pipeline, 0, replies).await.map_err(|error| {
             self.drop_link(&link, &error);
             errors::in_flight(&error)
@@ -191,29 +200,28 @@ impl Client {
 
     /// Puts the library into the store.
     async fn load_library(&self, link: &Link) -> Result<(), BackendError> {
-        match self.send(link, &library_load(self.scripts)).await {
+        match self.send(link, library_load(self.scripts)).await {
             Ok(_) => Ok(()),
             // Somebody else was faster.
-            Err(error) if is_loaded_already(&error) => Ok(()),
+            Err(Refused { error, .. }) if is_loaded_already(&error) => Ok(()),
             // The transition itself has not been carried out, whatever became of the loading.
-            Err(error) => Err(BackendError::Unavailable(format!(
+            Err(Refused { error, .. }) => Err(BackendError::Unavailable(format!(
                 "the function library is not in the store, and this user cannot load it ({error}); \
                  the operator does"
             ))),
         }
     }
 
-    async fn send(&self, link: &Link, command: &Cmd) -> RedisResult<Value> {
-        let mut connection = link.connection.clone();
-        let reply = connection.send_packed_command(command).await.and_then(Value::extract_error);
+    async fn send(&self, link: &Link, command: Cmd) -> Result<Value, Refused> {
+        let reply = link.turns.send(command).await;
         match &reply {
             Ok(_) => link.timeouts.store(0, Relaxed),
-            Err(error) if error.is_timeout() => {
+            Err(Refused { error, .. }) if error.is_timeout() => {
                 if link.timeouts.fetch_add(1, Relaxed) + 1 >= TIMEOUTS_TO_RECONNECT {
                     self.drop_link(link, error);
                 }
             }
-            Err(error) => match errors::meaning(error) {
+            Err(Refused { error, .. }) => match errors::meaning(error) {
                 None | Some(Meaning::WrongServer) => self.drop_link(link, error),
                 Some(_) => link.timeouts.store(0, Relaxed),
             },
@@ -254,7 +262,7 @@ impl Client {
                 reconnect.not_before = None;
                 self.connects.fetch_add(1, Relaxed);
                 let link = Arc::new(Link {
-                    connection,
+                    turns: Turns::new(connection),
                     functions: AtomicBool::new(true),
                     timeouts: AtomicU32::new(0),
                 });
@@ -298,10 +306,41 @@ fn is_loaded_already(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.contains("already exists"))
 }
 
-/// The command that runs a script or a function.
-pub(super) fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
-    let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
-    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + what.len() + size);
-    command.arg(verb).arg(what).arg(keys.len()).arg(keys).arg(args);
-    command
+/// A transition with all that it is told. Written down before anything is waited for: what waits for
+/// a store is small then, and needs none of what it was made from.
+pub(super) struct Call {
+    pub(super) transition: Transition,
+    function: Cmd,
+}
+
+impl Call {
+    pub(super) fn new(
+        scripts: &Scripts,
+        transition: Transition,
+        keys: &[&str],
+        args: &[&str],
+    ) -> Self {
+        let name = scripts.function(transition);
+        let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
+        let mut function = Cmd::with_capacity(3 + keys.len() + args.len(), 16 + name.len() + size);
+        function.arg("FCALL").arg(name).arg(keys.len()).arg(keys).arg(args);
+        Call { transition, function }
+    }
+
+    /// As a function of the library.
+    pub(super) fn function(&self) -> &Cmd {
+        &self.function
+    }
+
+    /// The same as a script: `what` is its text or its digest.
+    pub(super) fn script(&self, verb: &str, what: &str) -> Cmd {
+        let mut command = redis::cmd(verb);
+        command.arg(what);
+        for part in self.function.args_iter().skip(2) {
+            if let redis::Arg::Simple(part) = part {
+                command.arg(part);
+            }
+        }
+        command
+    }
 }

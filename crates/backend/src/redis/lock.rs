@@ -2,10 +2,8 @@
 //! `lua/`.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    future::Future,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -13,8 +11,8 @@ use async_trait::async_trait;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, Consistency, Grant, HolderView, LockBackend, LockConfig, LockView,
-        Policy, Release, Renewal,
+        Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Policy, Push,
+        Release, Renewal,
     },
 };
 use tokio::sync::watch;
@@ -33,6 +31,10 @@ use super::{
 };
 use crate::hub::Hub;
 
+mod epoch;
+
+use epoch::acts_in;
+
 /// How many waiters a view names.
 pub(super) const NAMES_IN_VIEW: &str = "10";
 
@@ -48,6 +50,8 @@ pub(super) const NAMES_IN_VIEW: &str = "10";
 pub struct RedisLocks {
     pub(super) client: Arc<Client>,
     pub(super) acked: Option<Acked>,
+    hub: Arc<Hub>,
+    session: SessionId,
     namespace: Arc<str>,
     marker: String,
     channel_prefix: String,
@@ -92,7 +96,7 @@ impl RedisLocks {
         let listener = Listener {
             config: client.config().clone(),
             channel: keys::channel(namespace, &session),
-            hub,
+            hub: hub.clone(),
             counts: counts.clone(),
             subscribed: sender,
         };
@@ -101,6 +105,8 @@ impl RedisLocks {
         Ok(Arc::new(RedisLocks {
             client,
             acked,
+            hub,
+            session,
             namespace: namespace.into(),
             marker: keys::marker(namespace),
             channel_prefix: keys::channel_prefix(namespace),
@@ -131,55 +137,21 @@ impl RedisLocks {
     }
 
     /// Runs a transition that changes something; the reply without its doubt.
-    async fn step(
-        &self,
+    fn step<'a>(
+        &'a self,
         transition: Transition,
-        at: &Address,
+        at: &'a Address,
         config: &LockConfig,
         tomb: Option<&HoldId>,
         args: &[&str],
-    ) -> Result<Reply, BackendError> {
+    ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
         let policy = self.policies.encode(at, config);
         let names = ObjectKeys::new(at);
         let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
         let tomb = tomb.map(|hold| names.tomb(hold));
         let mut keys: Vec<&str> = vec![&record, &queue, &waiters];
         keys.extend(tomb.as_deref());
-        self.run((transition, config.consistency), at, &policy, &keys, args).await
-    }
-
-    /// As [`RedisLocks::step`], for whatever has sessions, queues and fences of this kind.
-    pub(super) async fn run(
-        &self,
-        (transition, consistency): (Transition, Consistency),
-        at: &Address,
-        policy: &str,
-        keys: &[&str],
-        args: &[&str],
-    ) -> Result<Reply, BackendError> {
-        if *at.namespace != *self.namespace {
-            let what = format!("{at} is not in namespace \"{}\"", self.namespace);
-            return Err(BackendError::NotFound(what));
-        }
-        let (epoch, mode) = self.known_epoch(consistency)?;
-        let number = epoch.number.to_string();
-        let mut all: Vec<&str> =
-            vec![&self.marker, &number, &epoch.replid, mode, policy, &self.channel_prefix];
-        all.extend(args);
-        let reply = match (&self.acked, transition) {
-            // Boxed, so that the others do not carry its state about.
-            (Some(acked), Transition::LockAcquire | Transition::SemaphoreAcquire) => {
-                Box::pin(acked.call(transition, keys, &all)).await
-            }
-            _ => self.client.call(transition, keys, &all).await,
-        };
-        let mut reply = Reply::new(reply.inspect_err(|error| {
-            if *error == BackendError::Epoch {
-                tracing::debug!(%at, "the store's epoch is not the one known");
-            }
-        })?);
-        self.note_doubt(reply.number()? > 0, at);
-        Ok(reply)
+        self.run((transition, config.consistency), at, &policy, &keys, args)
     }
 
     /// Takes back a grant that nobody has been told of. Without a tombstone: the same request may be
@@ -190,33 +162,6 @@ impl RedisLocks {
         undone.map(drop).map_err(|error| {
             BackendError::Unknown(format!("a grant short of replicas could not be undone: {error}"))
         })
-    }
-
-    /// The epoch to act in, and how sure to be of it.
-    fn known_epoch(
-        &self,
-        consistency: Consistency,
-    ) -> Result<(KnownEpoch, &'static str), BackendError> {
-        let known = self.epoch.borrow().clone();
-        match (consistency, known) {
-            // Without a number there is no fence, however little is asked.
-            (_, None) => Err(BackendError::Epoch),
-            (Consistency::Strict, Some(epoch)) if !epoch.open => Err(BackendError::Epoch),
-            (Consistency::Strict, Some(epoch)) => Ok((epoch, "s")),
-            (Consistency::BestEffort, Some(epoch)) => Ok((epoch, "b")),
-        }
-    }
-
-    /// Says once when a doubt begins and once when it ends.
-    fn note_doubt(&self, doubt: bool, at: &Address) {
-        if self.in_doubt.swap(doubt, Relaxed) != doubt {
-            if doubt {
-                tracing::warn!(%at,
-                    "the store may have lost holds; a best-effort class goes on granting");
-            } else {
-                tracing::info!("the store's epoch is sure again");
-            }
-        }
     }
 
     async fn view(&self, at: &Address) -> Result<LockView, BackendError> {
@@ -254,18 +199,20 @@ impl LockBackend for RedisLocks {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
-        let args = [
-            request.hold.as_str(),
-            request.session.as_str(),
-            &ttl,
-            &max_hold,
-            if request.enqueue { "1" } else { "0" },
-            request.holder.as_str(),
-        ];
-        let hold = Some(&request.hold);
-        let mut reply =
-            self.step(Transition::LockAcquire, at, &request.config, hold, &args).await?;
+        let step = {
+            let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
+            let args = [
+                request.hold.as_str(),
+                request.session.as_str(),
+                &ttl,
+                &max_hold,
+                if request.enqueue { "1" } else { "0" },
+                request.holder.as_str(),
+            ];
+            let hold = Some(&request.hold);
+            self.step(Transition::LockAcquire, at, &request.config, hold, &args)
+        };
+        let mut reply = step.await?;
         Ok(match reply.text()?.as_str() {
             "G" => {
                 let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
@@ -312,9 +259,15 @@ impl LockBackend for RedisLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError> {
-        let args = [hold.as_str()];
+        let args = [hold.as_str(), "", self.session.as_str()];
         let mut reply = self.step(Transition::LockRelease, at, config, None, &args).await?;
-        Ok(if reply.number()? == 1 { Release::Released } else { Release::NotHeld })
+        let released = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
+        if let Some((next, grant)) = read_offer(&mut reply)? {
+            self.hub.send(&next, Push::Granted { grant, since: None });
+            // Whoever waits is answered before whoever is done.
+            tokio::task::yield_now().await;
+        }
+        Ok(released)
     }
 
     async fn cancel(
@@ -355,8 +308,8 @@ impl LockBackend for RedisLocks {
     async fn newest_fence(&self, at: &Address, config: &LockConfig) -> Result<Fence, BackendError> {
         // A store that lost the newest grant shows an older one, or none. Whoever does not hold by its
         // record holds nothing of an earlier epoch any more: a new one opens after that.
-        let (epoch, _) = self.known_epoch(config.consistency)?;
-        let floor = Fence::compose(epoch.number, config.fence_floor.sequence());
+        let number = acts_in(self.epoch.borrow().as_ref(), config.consistency)?.0.number;
+        let floor = Fence::compose(number, config.fence_floor.sequence());
         let mut reply = self.step(Transition::LockNewest, at, config, None, &[]).await?;
         let (seq, of) = (reply.number()?, reply.number()?);
         let granted = Fence::compose(of, seq).map_err(unexpected)?;
@@ -389,6 +342,18 @@ impl LockBackend for RedisLocks {
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         self.look(kind, namespace, class, limit, |at| async move { self.view(&at).await }).await
     }
+}
+
+/// The waiter that a release has made the holder, if it is one of ours: hold, sequence, time to live
+/// and epoch.
+fn read_offer(reply: &mut Reply) -> Result<Option<(HoldId, Grant)>, BackendError> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
+    let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
+    let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+    Ok(Some((hold, Grant { fence, ttl, claimed: false })))
 }
 
 pub(super) fn encode_ms(time: Duration) -> String {
