@@ -3,23 +3,35 @@
 //! A web page can make a browser send requests to localhost (cross-site requests, DNS rebinding). Its
 //! requests carry a foreign Host, an Origin, or Sec-Fetch-Site; programs' requests do not.
 
-use axum::http::{HeaderMap, Method, Request, header};
+use axum::http::{HeaderName, HeaderValue, Method, Request, header};
 use holdfast_wire::Code;
 
 use crate::error::Failure;
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses what comes from a browser page or was meant for another host.
 ///
 /// # Errors
 /// 421, 403 or 415.
 pub fn check<B>(request: &Request<B>) -> Result<(), Failure> {
-    let headers = request.headers();
-    check_host(headers)?;
-    if headers.contains_key(header::ORIGIN) || is_cross_site(headers) {
-        let why = "requests of web pages are refused; call from the app's own process";
-        return Err(Failure::new(Code::Forbidden, why));
+    let (mut has_body, mut kind) = (false, None);
+    // Once over all of them: a request has few, and a look-up each would cost more.
+    for (name, value) in request.headers() {
+        if name == header::HOST {
+            check_host(value)?;
+        } else if name == header::ORIGIN || is_cross_site(name, value) {
+            let why = "requests of web pages are refused; call from the app's own process";
+            return Err(Failure::new(Code::Forbidden, why));
+        } else if name == header::TRANSFER_ENCODING {
+            has_body = true;
+        } else if name == header::CONTENT_LENGTH {
+            has_body |= value != "0";
+        } else if name == header::CONTENT_TYPE {
+            kind = kind.or(Some(value));
+        }
     }
-    if request.method() == Method::POST && has_body(headers) && !is_json(headers) {
+    if has_body && request.method() == Method::POST && !kind.is_some_and(is_json) {
         let why = "a body must be JSON, with content-type: application/json; \
                    or send the fields as query parameters";
         return Err(Failure::new(Code::NotJson, why));
@@ -27,9 +39,8 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_host(headers: &HeaderMap) -> Result<(), Failure> {
-    // HTTP/1.0 and Unix-socket clients may send none.
-    let Some(host) = headers.get(header::HOST) else { return Ok(()) };
+/// HTTP/1.0 and Unix-socket clients may send none.
+fn check_host(host: &HeaderValue) -> Result<(), Failure> {
     let name = host.to_str().unwrap_or_default();
     let name = match name.strip_prefix('[') {
         Some(v6) => v6.split(']').next().unwrap_or_default(),
@@ -44,19 +55,13 @@ fn check_host(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
-fn is_cross_site(headers: &HeaderMap) -> bool {
-    let site = headers.get("sec-fetch-site").and_then(|value| value.to_str().ok());
-    site.is_some_and(|site| !matches!(site, "same-origin" | "none"))
+fn is_cross_site(name: &HeaderName, value: &HeaderValue) -> bool {
+    *name == SEC_FETCH_SITE && !matches!(value.as_bytes(), b"same-origin" | b"none")
 }
 
-fn has_body(headers: &HeaderMap) -> bool {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-    headers.contains_key(header::TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+fn is_json(kind: &HeaderValue) -> bool {
+    let kind = kind.to_str().unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
 }
 

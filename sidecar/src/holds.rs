@@ -165,7 +165,7 @@ impl Holds {
     pub fn insert(&self, new: NewHold, now: Stamp) -> Result<View, End> {
         let hold = new.held.inbox.hold().clone();
         let mut table = self.table();
-        if let Some(end) = table.ended.get(&hold) {
+        if let Some(end) = table.ended.get(hold.as_str()) {
             return Err(end);
         }
         let Table { live, timers, in_containers, planned_ns, .. } = &mut *table;
@@ -200,13 +200,19 @@ impl Holds {
 
     /// What is known of a hold. One whose deadline has passed is ended by being looked at.
     pub fn find(&self, hold: &HoldId) -> Found {
+        self.look_up(hold.as_str())
+    }
+
+    /// As [`Holds::find`], by a text that need not be a name of a hold at all.
+    pub fn look_up(&self, hold: &str) -> Found {
         let now = self.clock.now();
         let mut table = self.table();
         let Some(there) = table.live.get(hold) else {
             return table.ended.get(hold).map_or(Found::Unknown, Found::Ended);
         };
         if there.life.deadline().passed(now) {
-            self.end_in(&mut table, hold, End::Expired, now);
+            let hold = there.inbox.hold().clone();
+            self.end_in(&mut table, &hold, End::Expired, now);
             return Found::Ended(End::Expired);
         }
         Found::Live(there.view(now))
@@ -278,7 +284,7 @@ impl Holds {
 
     /// Remembers a request that its caller gave up.
     pub fn given_up(&self, hold: &HoldId) {
-        self.table().ended.note(hold, End::GivenUp);
+        self.table().ended.note(hold.as_str(), End::GivenUp);
     }
 
     /// Judges every hold that is bound to containers by those that run now. Returns the holds whose
@@ -324,7 +330,7 @@ impl Holds {
         let timer = (there.due_ns, name);
         table.timers.remove(&timer);
         table.in_containers -= usize::from(there.bound.is_of_containers());
-        table.ended.note(hold, end);
+        table.ended.note(hold.as_str(), end);
         let metrics = &there.class.metrics;
         metrics.live.dec();
         metrics.hold.observe(now.since(there.granted).as_secs_f64());

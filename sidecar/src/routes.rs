@@ -18,6 +18,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{error::Failure, service::Sidecar};
 
+mod body;
 pub mod direct;
 pub mod election;
 pub mod fence;

@@ -6,7 +6,7 @@
 //! withdraw the hold.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,7 +21,14 @@ pub type Diverted = mpsc::UnboundedSender<(HoldId, Push)>;
 #[derive(Default)]
 pub struct Hub {
     // Names of holds are random or digests: nobody can choose them to collide.
-    slots: Mutex<HashMap<HoldId, Vec<Arc<Slot>>, RandomState>>,
+    slots: Mutex<HashMap<HoldId, Users, RandomState>>,
+}
+
+/// The users of one hold. Hardly ever more than one: that one needs no list.
+#[derive(Clone)]
+enum Users {
+    One(Arc<Slot>),
+    Many(Vec<Arc<Slot>>),
 }
 
 /// One user of a hold. Small: ten thousand holds must not cost a channel each.
@@ -55,14 +62,17 @@ impl Hub {
     /// Enters one more user of a hold. Do this before the first request that may grant it.
     pub fn register(self: &Arc<Self>, hold: &HoldId) -> Inbox {
         let slot = Arc::new(Slot::default());
-        lock(&self.slots).entry(hold.clone()).or_default().push(slot.clone());
+        match lock(&self.slots).entry(hold.clone()) {
+            Entry::Vacant(entry) => drop(entry.insert(Users::One(slot.clone()))),
+            Entry::Occupied(mut entry) => entry.get_mut().add(slot.clone()),
+        }
         Inbox { hub: self.clone(), hold: hold.clone(), slot }
     }
 
     /// Delivers a push to every user of a hold; whether there was one.
     pub fn send(&self, hold: &HoldId, push: Push) -> bool {
-        let slots = lock(&self.slots).get(hold).cloned().unwrap_or_default();
-        for slot in &slots {
+        let Some(users) = lock(&self.slots).get(hold).cloned() else { return false };
+        for slot in users.as_slice() {
             let mut state = lock(&slot.state);
             match &state.diverted {
                 // A closed channel means that its reader is shutting down: nobody to tell.
@@ -73,12 +83,39 @@ impl Hub {
                 }
             }
         }
-        !slots.is_empty()
+        true
     }
 
     /// How many users a hold has.
     pub fn users(&self, hold: &HoldId) -> usize {
-        lock(&self.slots).get(hold).map_or(0, Vec::len)
+        lock(&self.slots).get(hold).map_or(0, |users| users.as_slice().len())
+    }
+}
+
+impl Users {
+    fn as_slice(&self) -> &[Arc<Slot>] {
+        match self {
+            Users::One(slot) => std::slice::from_ref(slot),
+            Users::Many(slots) => slots,
+        }
+    }
+
+    fn add(&mut self, slot: Arc<Slot>) {
+        match self {
+            Users::One(first) => *self = Users::Many(vec![first.clone(), slot]),
+            Users::Many(slots) => slots.push(slot),
+        }
+    }
+
+    /// Whether any are left.
+    fn remove(&mut self, slot: &Arc<Slot>) -> bool {
+        match self {
+            Users::One(only) => !Arc::ptr_eq(only, slot),
+            Users::Many(slots) => {
+                slots.retain(|other| !Arc::ptr_eq(other, slot));
+                !slots.is_empty()
+            }
+        }
     }
 }
 
@@ -112,11 +149,10 @@ impl Inbox {
 impl Drop for Inbox {
     fn drop(&mut self) {
         let mut slots = lock(&self.hub.slots);
-        if let Some(users) = slots.get_mut(&self.hold) {
-            users.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
-            if users.is_empty() {
-                slots.remove(&self.hold);
-            }
+        if let Entry::Occupied(mut entry) = slots.entry(self.hold.clone())
+            && !entry.get_mut().remove(&self.slot)
+        {
+            entry.remove();
         }
     }
 }

@@ -144,6 +144,9 @@ impl Limiter {
     }
 
     fn note(&self, answered: bool) {
+        if answered && lock(&self.outage).is_calm() {
+            return;
+        }
         let now = self.elapsed();
         let mut outage = lock(&self.outage);
         if outage.note(now, answered) {

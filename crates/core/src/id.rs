@@ -1,6 +1,6 @@
 //! Names: of classes, keys, holds, sessions, requests. Each is checked once, where it enters.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Borrow, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -53,6 +53,13 @@ macro_rules! text_id {
         impl From<$name> for String {
             fn from(id: $name) -> String {
                 id.0.to_string()
+            }
+        }
+
+        // Compares and hashes as its text does: tables of it are asked by a text that is not checked.
+        impl Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
             }
         }
 
@@ -160,11 +167,6 @@ impl HoldId {
     /// A new random one (122 random bits).
     pub fn random() -> Self {
         HoldId(random_token())
-    }
-
-    /// The 128 bits of one that was made here; `None` for any other text. For tables of many.
-    pub fn bits(&self) -> Option<[u8; 16]> {
-        uuid::Uuid::try_parse(&self.0).ok().map(uuid::Uuid::into_bytes)
     }
 
     /// The hold of a request: the same session, address and request give the same hold, so that a

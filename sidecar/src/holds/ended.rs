@@ -3,10 +3,12 @@
 //! Bounded: the oldest is forgotten first. Whoever asks about a forgotten one is told that the hold
 //! is not there, which is true.
 
-use std::collections::{HashMap, VecDeque, hash_map::Entry};
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::BuildHasher,
+};
 
-use foldhash::fast::RandomState;
-use holdfast_core::HoldId;
+use foldhash::{fast, quality};
 
 /// How many are remembered.
 const CAPACITY: usize = 16_384;
@@ -39,19 +41,20 @@ impl End {
     }
 }
 
-/// The ends of the newest holds that ended. Bits and not names: the table must not keep thousands of
-/// small allocations alive between those that come and go.
+/// The ends of the newest holds that ended. Hashes and not names: the table must not keep thousands
+/// of small allocations alive between those that come and go. A name that was never here shares its
+/// hash with one of them once in a million billion look-ups.
 #[derive(Default)]
 pub struct Ended {
-    ends: HashMap<[u8; 16], End, RandomState>,
-    order: VecDeque<[u8; 16]>,
+    names: quality::RandomState,
+    ends: HashMap<u64, End, fast::RandomState>,
+    order: VecDeque<u64>,
 }
 
 impl Ended {
     /// Remembers an end. The first one counts.
-    pub fn note(&mut self, hold: &HoldId, end: End) {
-        // Every hold was named here, so it has bits.
-        let Some(hold) = hold.bits() else { return };
+    pub fn note(&mut self, hold: &str, end: End) {
+        let hold = self.names.hash_one(hold);
         match self.ends.entry(hold) {
             Entry::Occupied(_) => return,
             Entry::Vacant(entry) => drop(entry.insert(end)),
@@ -65,13 +68,15 @@ impl Ended {
     }
 
     /// How a hold ended, if it is remembered.
-    pub fn get(&self, hold: &HoldId) -> Option<End> {
-        self.ends.get(&hold.bits()?).copied()
+    pub fn get(&self, hold: &str) -> Option<End> {
+        self.ends.get(&self.names.hash_one(hold)).copied()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use holdfast_core::HoldId;
+
     use super::*;
 
     #[test]
@@ -79,11 +84,11 @@ mod tests {
         let mut ended = Ended::default();
         let holds: Vec<HoldId> = (0..=CAPACITY).map(|_| HoldId::random()).collect();
         for hold in &holds {
-            ended.note(hold, End::Released);
-            ended.note(hold, End::Expired);
+            ended.note(hold.as_str(), End::Released);
+            ended.note(hold.as_str(), End::Expired);
         }
-        assert_eq!(ended.get(&holds[0]), None);
-        assert_eq!(ended.get(&holds[1]), Some(End::Released), "the first end counts");
+        assert_eq!(ended.get(holds[0].as_str()), None);
+        assert_eq!(ended.get(holds[1].as_str()), Some(End::Released), "the first end counts");
         assert_eq!((ended.ends.len(), ended.order.len()), (CAPACITY, CAPACITY));
     }
 }

@@ -14,20 +14,19 @@ use axum::{
 };
 use futures::{FutureExt, future::BoxFuture};
 use holdfast_core::Kind;
-use holdfast_wire::{AcquireRequest, Code, ReleaseRequest, headers};
+use holdfast_wire::{AcquireRequest, CheckRequest, ReleaseRequest, headers};
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
-use serde::{Serialize, de::DeserializeOwned};
 use tower::ServiceExt;
 
-use super::{fields::Fields, lock};
+use super::{
+    fields::{Fields, Plain},
+    lock, ratelimit,
+};
 use crate::{error::Failure, guard, service::Sidecar};
 
 /// An answer: in one piece, or whatever the router makes.
 pub type Answer = Response<Either<Full<Bytes>, Body>>;
-
-/// What most answers need.
-const ROOM: usize = 320;
 
 /// What is served.
 pub struct App {
@@ -41,6 +40,7 @@ pub struct App {
 enum Plan {
     Acquire(String, Fields<AcquireRequest>),
     Release(String, Fields<ReleaseRequest>),
+    Check(String, Fields<CheckRequest>),
     Ready(Box<Answer>),
     Router(BoxFuture<'static, Answer>),
 }
@@ -56,12 +56,17 @@ impl App {
             Ok(match plan {
                 Plan::Acquire(name, Fields(request)) => {
                     let granted = self.sidecar.acquire(&name, &request).await;
-                    render(granted.map(|view| lock::mk_granted(&view)))
+                    granted.map_or_else(fail, |view| mk_answer(lock::write_granted(&view)))
                 }
                 Plan::Release(name, Fields(request)) => {
                     let released =
                         self.sidecar.release(Kind::Lock, &name, request.hold_id.as_deref()).await;
-                    render(released.map(|()| lock::mk_released(request)))
+                    let hold = request.hold_id.as_deref().unwrap_or_default();
+                    released.map_or_else(fail, |()| mk_answer(lock::write_released(hold)))
+                }
+                Plan::Check(name, Fields(request)) => {
+                    let checked = self.sidecar.check(&name, &request).await;
+                    checked.map_or_else(fail, |checked| ratelimit::answer(&checked))
                 }
                 Plan::Ready(answer) => *answer,
                 Plan::Router(answer) => answer.await,
@@ -80,7 +85,8 @@ impl App {
         match plain {
             Some((Kind::Lock, Verb::Acquire, name)) => fields(name, uri, Plan::Acquire),
             Some((Kind::Lock, Verb::Release, name)) => fields(name, uri, Plan::Release),
-            Some((Kind::LeaderElection | Kind::RateLimit | Kind::Semaphore, ..)) | None => {
+            Some((Kind::RateLimit, Verb::Check, name)) => fields(name, uri, Plan::Check),
+            Some(_) | None => {
                 let answer = self.router.clone().oneshot(request.map(Body::new));
                 Plan::Router(answer.map(|Ok(answer)| answer.map(Either::Right)).boxed())
             }
@@ -90,9 +96,9 @@ impl App {
 
 fn fields<T>(name: &str, uri: &Uri, plan: fn(String, Fields<T>) -> Plan) -> Plan
 where
-    T: Default + Serialize + DeserializeOwned,
+    T: Plain,
 {
-    match Fields::of_query(uri) {
+    match Fields::of_plain_query(uri) {
         Ok(fields) => plan(name.to_owned(), fields),
         Err(failure) => refuse(failure),
     }
@@ -103,6 +109,7 @@ where
 enum Verb {
     Acquire,
     Release,
+    Check,
 }
 
 /// `POST /v1/{kind}/{name}/{verb}`, if it is one of these.
@@ -115,29 +122,26 @@ fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Kind, Verb, &'a str)> {
     let verb = match verb {
         "acquire" => Verb::Acquire,
         "release" => Verb::Release,
+        "check" => Verb::Check,
         _ => return None,
     };
     let kind = *Kind::ALL.iter().find(|kind| kind.route() == route)?;
     (!name.is_empty() && !name.contains('%')).then_some((kind, verb, name))
 }
 
-fn render<T: Serialize>(outcome: Result<T, Failure>) -> Answer {
-    let answer = match outcome {
-        Ok(answer) => answer,
-        Err(failure) => return failure.into_response().map(Either::Right),
-    };
-    let mut body = Vec::with_capacity(ROOM);
-    if let Err(error) = serde_json::to_writer(&mut body, &answer) {
-        let failure = Failure::new(Code::Internal, error.to_string());
-        return failure.into_response().map(Either::Right);
-    }
-    let mut response = Response::new(Either::Left(Full::new(body.into())));
+/// An answer with a body of JSON.
+pub(super) fn mk_answer(body: Bytes) -> Answer {
+    let mut response = Response::new(Either::Left(Full::new(body)));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(headers::JSON));
     response
 }
 
+pub(super) fn fail(failure: Failure) -> Answer {
+    failure.into_response().map(Either::Right)
+}
+
 fn refuse(failure: Failure) -> Plan {
-    Plan::Ready(Box::new(failure.into_response().map(Either::Right)))
+    Plan::Ready(Box::new(fail(failure)))
 }
 
 #[cfg(test)]
@@ -151,6 +155,8 @@ mod tests {
         let release = uri("/v1/locks/a-b/release");
         assert_eq!(read(&Method::POST, &acquire), Some((Kind::Lock, Verb::Acquire, "a")));
         assert_eq!(read(&Method::POST, &release), Some((Kind::Lock, Verb::Release, "a-b")));
+        let check = uri("/v1/ratelimits/a/check?cost=2");
+        assert_eq!(read(&Method::POST, &check), Some((Kind::RateLimit, Verb::Check, "a")));
         for path in [
             "/v1/locks/a",
             "/v1/locks//acquire",

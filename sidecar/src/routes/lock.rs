@@ -8,9 +8,13 @@ use holdfast_wire::{
     AcquireRequest, AcquireResponse, ForceReleaseRequest, ForceReleaseResponse, LockQuery,
     LockState, Problem, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
 };
+use hyper::body::Bytes;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::fields::{Fields, Name, Params};
+use super::{
+    body::Object,
+    fields::{Fields, Name, Params},
+};
 use crate::{
     error::Failure,
     holds::View,
@@ -79,6 +83,19 @@ pub(super) fn mk_granted(view: &View) -> AcquireResponse {
     }
 }
 
+/// [`mk_granted`], written.
+pub(super) fn write_granted(view: &View) -> Bytes {
+    let mut body = Object::new();
+    body.text("holdId", view.hold.as_str())
+        .text("key", view.at.key.as_str())
+        .long("fence", view.fence.get())
+        .number("ttlMs", view.ttl.as_millis() as u64)
+        .number("holdForMs", view.left.as_millis() as u64)
+        .long("deadlineBoottimeNs", view.deadline_boot_ns)
+        .text("guarantee", &view.class.guarantee);
+    body.end()
+}
+
 /// Renews a hold; needed with `renew: manual` only.
 #[utoipa::path(
     post, path = "/v1/locks/{name}/renew", params(("name" = String, Path), RenewRequest),
@@ -135,6 +152,13 @@ async fn release(
 /// What a release says.
 pub(super) fn mk_released(request: ReleaseRequest) -> ReleaseResponse {
     ReleaseResponse { hold_id: request.hold_id.unwrap_or_default(), released: true }
+}
+
+/// [`mk_released`], written.
+pub(super) fn write_released(hold: &str) -> Bytes {
+    let mut body = Object::new();
+    body.text("holdId", hold).bool("released", true);
+    body.end()
 }
 
 /// Takes the lock from whoever has it. The next fence is higher, the holder is told `lost`.

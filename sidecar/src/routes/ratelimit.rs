@@ -1,25 +1,34 @@
 //! `/v1/ratelimits/{name}`.
 
-use std::{fmt::Write, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
+    body::Body,
     extract::State,
-    http::HeaderValue,
-    response::{IntoResponse, Response},
+    http::{HeaderName, HeaderValue},
+    response::Response,
 };
 use holdfast_core::ratelimit::Outcome;
 use holdfast_wire::{
-    CheckRequest, CheckResponse, Code, LimitState, OverAdmission, PeekQuery, PermitReleaseRequest,
-    PermitReleaseResponse, Problem, RefundRequest, RefundResponse, headers,
+    CheckRequest, CheckResponse, Code, PeekQuery, PermitReleaseRequest, PermitReleaseResponse,
+    Problem, RefundRequest, RefundResponse, headers,
 };
+use hyper::body::Bytes;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::fields::{Fields, Name, Params};
+use super::{
+    body::{Object, write_number},
+    direct::{Answer, fail, mk_answer},
+    fields::{Fields, Name, Params},
+};
 use crate::{
     error::Failure,
     service::{Checked, Sidecar},
 };
+
+const RATELIMIT: HeaderName = HeaderName::from_static(headers::RATELIMIT);
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static(headers::RATELIMIT_POLICY);
 
 /// The routes of this kind.
 pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
@@ -47,7 +56,7 @@ async fn peek(
 ) -> Result<Response, Failure> {
     let checked = sidecar.peek(&name, &query).await?;
     let is_allowed = matches!(checked.decision.outcome, Outcome::Allowed { .. });
-    Ok(with_headers(Json(mk_body(&checked, is_allowed)).into_response(), &checked))
+    Ok(with_headers(mk_answer(write_body(&checked, is_allowed)), &checked).map(Body::new))
 }
 
 /// Asks whether something may be done now, and charges all limits if so.
@@ -69,13 +78,17 @@ async fn check(
     Name(name): Name,
     Fields(request): Fields<CheckRequest>,
 ) -> Result<Response, Failure> {
-    let checked = sidecar.check(&name, &request).await?;
+    sidecar.check(&name, &request).await.map(|checked| answer(&checked).map(Body::new))
+}
+
+/// The answer to a check.
+pub(super) fn answer(checked: &Checked) -> Answer {
     let answer = match checked.decision.outcome {
-        Outcome::Allowed { .. } => Json(mk_body(&checked, true)).into_response(),
+        Outcome::Allowed { .. } => mk_answer(write_body(checked, true)),
         Outcome::Limited { .. } if checked.class.config.shadow => {
-            Json(mk_body(&checked, true)).into_response()
+            mk_answer(write_body(checked, true))
         }
-        Outcome::Limited { retry_us } => mk_limited(&checked, retry_us).into_response(),
+        Outcome::Limited { retry_us } => fail(mk_limited(checked, retry_us)),
         Outcome::TooLarge => {
             let most = checked.class.plan.policy.capacity();
             let why = format!(
@@ -83,10 +96,10 @@ async fn check(
                  burst (or limit)",
                 checked.class.name
             );
-            Failure::new(Code::CostTooLarge, why).into_response()
+            fail(Failure::new(Code::CostTooLarge, why))
         }
     };
-    Ok(with_headers(answer, &checked))
+    with_headers(answer, checked)
 }
 
 /// Gives back what a check charged and was not used.
@@ -128,29 +141,35 @@ async fn release(
     Ok(Json(PermitReleaseResponse { released }))
 }
 
-fn mk_body(checked: &Checked, allowed: bool) -> CheckResponse {
+/// A [`CheckResponse`], written.
+fn write_body(checked: &Checked, allowed: bool) -> Bytes {
     let Checked { class, decision, permit, degraded, waited, .. } = checked;
-    let limits = class.config.limits.iter().zip(decision.verdicts());
     let is_passed = matches!(decision.outcome, Outcome::Allowed { .. });
-    CheckResponse {
-        allowed,
-        remaining: decision.verdicts().iter().map(|limit| limit.remaining).min().unwrap_or(0),
-        waited_ms: waited.as_millis() as u64,
-        would_be_limited: allowed && !is_passed,
-        degraded: *degraded,
-        over_admission: class
-            .plan
-            .over_admission
-            .map(|bound| OverAdmission { per_sidecar: bound.per_sidecar, at_most: bound.at_most }),
-        permit: (class.has_permits && is_passed && *permit > 0).then(|| permit.to_string()),
-        limits: limits
-            .map(|(limit, verdict)| LimitState {
-                name: limit.name.clone(),
-                remaining: verdict.remaining,
-                reset_ms: verdict.reset_us.div_ceil(1_000),
-            })
-            .collect(),
+    let mut body = Object::new();
+    body.bool("allowed", allowed)
+        .number("remaining", decision.verdicts().iter().map(|v| v.remaining).min().unwrap_or(0))
+        .number("waitedMs", waited.as_millis() as u64);
+    if allowed && !is_passed {
+        body.bool("wouldBeLimited", true);
     }
+    if *degraded {
+        body.bool("degraded", true);
+    }
+    if let Some(bound) = class.plan.over_admission {
+        body.object("overAdmission", |over| {
+            over.number("perSidecar", bound.per_sidecar).number("atMost", bound.at_most);
+        });
+    }
+    if class.has_permits && is_passed && *permit > 0 {
+        body.long("permit", *permit);
+    }
+    let limits = class.config.limits.iter().zip(decision.verdicts());
+    body.list("limits", limits, |state, (limit, verdict)| {
+        state.text("name", &limit.name);
+        state.number("remaining", verdict.remaining);
+        state.number("resetMs", verdict.reset_us.div_ceil(1_000));
+    });
+    body.end()
 }
 
 fn mk_limited(checked: &Checked, retry_us: u64) -> Failure {
@@ -168,22 +187,23 @@ fn mk_limited(checked: &Checked, retry_us: u64) -> Failure {
 }
 
 /// Structured fields; seconds are rounded up, because earlier would be too early.
-fn with_headers(mut answer: Response, checked: &Checked) -> Response {
+fn with_headers(mut answer: Answer, checked: &Checked) -> Answer {
     if checked.degraded && checked.decision.count == 0 {
         return answer;
     }
     let limits = checked.class.config.limits.iter().zip(checked.decision.verdicts());
-    let mut text = String::new();
+    let mut text = Vec::with_capacity(64);
     for (limit, verdict) in limits {
-        let comma = if text.is_empty() { "" } else { ", " };
-        let (left, t) = (verdict.remaining, verdict.reset_us.div_ceil(1_000_000));
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{comma}\"{}\";r={left};t={t}", limit.name);
+        text.extend_from_slice(if text.is_empty() { b"\"" } else { b", \"" });
+        text.extend_from_slice(limit.name.as_bytes());
+        text.extend_from_slice(b"\";r=");
+        write_number(&mut text, verdict.remaining);
+        text.extend_from_slice(b";t=");
+        write_number(&mut text, verdict.reset_us.div_ceil(1_000_000));
     }
-    let pairs =
-        [(headers::RATELIMIT, text.as_str()), (headers::RATELIMIT_POLICY, &checked.class.header)];
-    for (name, value) in pairs {
-        if let Ok(value) = HeaderValue::from_str(value) {
+    let (limits, policy) = (HeaderValue::try_from(text).ok(), checked.class.header.clone());
+    for (name, value) in [(RATELIMIT, limits), (RATELIMIT_POLICY, policy)] {
+        if let Some(value) = value {
             answer.headers_mut().insert(name, value);
         }
     }

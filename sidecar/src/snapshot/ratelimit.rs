@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use axum::http::HeaderValue;
 use holdfast_api::{
     bundle::{AccessRule, BundleClass},
     load::did_you_mean,
@@ -33,7 +34,7 @@ pub struct RateLimitClass {
     /// How it is served.
     pub plan: Plan,
     /// The `RateLimit-Policy` header: the same for every answer.
-    pub header: String,
+    pub header: Option<HeaderValue>,
     /// Whether a check takes a permit that must be released.
     pub has_permits: bool,
     /// Who may use it.
@@ -68,7 +69,7 @@ impl RateLimitClass {
             backend: class.backend.clone(),
             guarantee: client.store().guarantee().to_string(),
             plan: Plan::new(config),
-            header: policies.collect::<Vec<_>>().join(", "),
+            header: HeaderValue::try_from(policies.collect::<Vec<_>>().join(", ")).ok(),
             has_permits: config.limits.iter().any(|limit| is_permits(limit.algorithm)),
             config: config.clone(),
             access: class.access.clone(),

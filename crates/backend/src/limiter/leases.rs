@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::quality::RandomState;
 use futures::future::join_all;
 use holdfast_core::{
     Address, BackendError,
@@ -30,7 +31,7 @@ type Rest = (Address, Arc<Policy>, Taken);
 
 #[derive(Default)]
 pub(super) struct Leases {
-    keys: Mutex<HashMap<Address, Entry>>,
+    keys: Mutex<HashMap<Address, Entry, RandomState>>,
     is_tidied: AtomicBool,
     is_closed: AtomicBool,
 }

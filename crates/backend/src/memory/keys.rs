@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::quality::RandomState;
 use holdfast_core::{Address, Stamp};
 
 /// Idle keys are dropped when this many are kept.
@@ -16,7 +17,7 @@ pub(super) trait State {
 }
 
 pub(super) struct Keys<S> {
-    states: HashMap<Address, S>,
+    states: HashMap<Address, S, RandomState>,
     /// The highest sequence that any key ever had, so that a key may be forgotten when idle.
     top_seq: u64,
     sweep_at: usize,
@@ -30,7 +31,7 @@ pub(super) struct Now {
 
 impl<S> Default for Keys<S> {
     fn default() -> Self {
-        Keys { states: HashMap::new(), top_seq: 0, sweep_at: SWEEP_AT_LEAST }
+        Keys { states: HashMap::default(), top_seq: 0, sweep_at: SWEEP_AT_LEAST }
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use foldhash::quality::RandomState;
 use holdfast_core::{
     Address, BackendError, Clock, Guarantee, Substrate,
     ratelimit::{Check, Decision, Mode, Policy, RateLimitBackend, Taken, state::RateState},
@@ -24,7 +25,7 @@ pub struct MemoryRateLimits {
 }
 
 struct Keys {
-    states: HashMap<Address, RateState>,
+    states: HashMap<Address, RateState, RandomState>,
     /// Idle keys are dropped when this many are kept.
     sweep_at: usize,
 }
@@ -34,7 +35,7 @@ const SWEEP_AT_LEAST: usize = 1_024;
 impl MemoryRateLimits {
     /// An empty store.
     pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
-        let keys = Keys { states: HashMap::new(), sweep_at: SWEEP_AT_LEAST };
+        let keys = Keys { states: HashMap::default(), sweep_at: SWEEP_AT_LEAST };
         Arc::new(MemoryRateLimits { clock, keys: Mutex::new(keys) })
     }
 

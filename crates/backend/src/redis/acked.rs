@@ -23,8 +23,8 @@ use super::{
     client::Client,
     config::RedisConfig,
     errors::{self, Meaning},
-    request::{library_load, mk_call},
-    scripts::{Scripts, Transition},
+    request::{Call, library_load},
+    scripts::Scripts,
 };
 
 /// How many replicas must have a grant before it is answered, and how long that may take.
@@ -57,9 +57,7 @@ const QUEUE: usize = 4_096;
 type Outcome = Result<(Value, u64), BackendError>;
 
 struct Request {
-    transition: Transition,
-    keys: Vec<String>,
-    args: Vec<String>,
+    call: Call,
     answer: oneshot::Sender<Outcome>,
 }
 
@@ -89,15 +87,9 @@ impl Acked {
     }
 
     /// Runs a transition. How many replicas have what it wrote is the last of the values.
-    pub(super) async fn call(
-        &self,
-        transition: Transition,
-        keys: &[&str],
-        args: &[&str],
-    ) -> Result<Vec<Value>, BackendError> {
-        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    pub(super) async fn perform(&self, call: Call) -> Result<Vec<Value>, BackendError> {
         let (answer, answered) = oneshot::channel();
-        let request = Request { transition, keys: owned(keys), args: owned(args), answer };
+        let request = Request { call, answer };
         self.requests.try_send(request).map_err(|_| {
             BackendError::Unavailable(
                 "too many grants wait for replicas to acknowledge them".into(),
@@ -153,12 +145,11 @@ impl Committer {
     async fn send(&self, group: Vec<Request>) -> Vec<Request> {
         let mut pipeline = Pipeline::with_capacity(group.len() + 1);
         for request in &group {
-            let keys: Vec<&str> = request.keys.iter().map(String::as_str).collect();
-            let args: Vec<&str> = request.args.iter().map(String::as_str).collect();
+            let Request { call, .. } = request;
             pipeline.add_command(if self.functions.load(Relaxed) {
-                mk_call("FCALL", self.scripts.function(request.transition), &keys, &args)
+                call.function().clone()
             } else {
-                mk_call("EVAL", &self.scripts.script(request.transition).code, &keys, &args)
+                call.script("EVAL", &self.scripts.script(call.transition).code)
             });
         }
         let timeout_ms = self.ack.timeout.as_millis() as u64;

@@ -7,6 +7,7 @@
 //! callers are refused at once; nothing queues up behind a dead store.
 
 use std::{
+    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -17,8 +18,7 @@ use std::{
 use futures::FutureExt;
 use holdfast_core::{BackendError, clock::Backoff};
 use redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, RedisResult, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Cmd, FromRedisValue, RedisError, Value, aio::MultiplexedConnection,
 };
 use tokio::time::{Instant, timeout};
 
@@ -26,10 +26,14 @@ use super::{
     cluster::Cluster,
     config::RedisConfig,
     errors::{self, Meaning},
-    request::{Failure, Request, is_loaded_already, library_load, mk_call, send_asking},
+    request::{Call, Failure, Request, is_loaded_already, library_load, send_asking},
     scripts::{Scripts, Transition},
 };
 use crate::hub::lock;
+
+pub(super) mod turns;
+
+use turns::{Refused, Turns};
 
 /// So many requests in a row without an answer mean that the connection is dead, though nobody has
 /// said so.
@@ -37,7 +41,7 @@ pub(super) const TIMEOUTS_TO_RECONNECT: u32 = 3;
 
 /// A connection and what is known of it.
 struct Link {
-    connection: MultiplexedConnection,
+    turns: Turns,
     /// Whether the server has Functions. Found out by trying.
     functions: AtomicBool,
     timeouts: AtomicU32,
@@ -139,34 +143,41 @@ impl Client {
     ) -> Result<Value, Failure> {
         match request {
             Request::Command(command) => self.try_send(command, once).await,
-            Request::Call(transition, keys, args) => {
-                self.attempt(transition, keys, args, once).await
+            Request::Call(call) => {
+                let function = call.function().clone();
+                self.attempt(Call::refused(call.transition, function), once).await
             }
         }
     }
 
     async fn try_send(&self, command: &Cmd, once: bool) -> Result<Value, Failure> {
         let link = self.link().await.map_err(Failure::Unsent)?;
-        self.send(&link, command, once).await.map_err(Failure::Sent)
+        let sent = self.send(&link, command.clone(), once).await;
+        sent.map_err(|refused| Failure::Sent(refused.error))
     }
 
     /// Runs a transition.
     ///
     /// # Errors
     /// As [`Client::run`].
-    pub async fn call(
+    pub fn call(
         &self,
         transition: Transition,
         keys: &[&str],
         args: &[&str],
-    ) -> Result<Vec<Value>, BackendError> {
+    ) -> impl Future<Output = Result<Vec<Value>, BackendError>> + Send + use<'_> {
+        self.perform(Call::new(self.scripts, transition, keys, args))
+    }
+
+    /// Runs a transition that is written down already.
+    ///
+    /// # Errors
+    /// As [`Client::run`].
+    pub(super) async fn perform(&self, call: Call) -> Result<Vec<Value>, BackendError> {
         let reply = match &self.cluster {
-            None => self.attempt(transition, keys, args, false).await?,
+            None => self.attempt(call, false).await?,
             // Boxed, so that the others do not carry its state about.
-            Some(cluster) => {
-                let name = keys.first().copied().unwrap_or_default();
-                cluster.follow(name, Request::Call(transition, keys, args)).boxed().await?
-            }
+            Some(cluster) => cluster.follow(call.name(), Request::Call(&call)).boxed().await?,
         };
         match reply {
             Value::Array(values) => Ok(values),
@@ -175,65 +186,53 @@ impl Client {
     }
 
     /// Runs a transition on this very server. `once` asks a server that is about to get the slot.
-    async fn attempt(
-        &self,
-        transition: Transition,
-        keys: &[&str],
-        args: &[&str],
-        once: bool,
-    ) -> Result<Value, Failure> {
+    async fn attempt(&self, call: Call, once: bool) -> Result<Value, Failure> {
         let link = self.link().await.map_err(Failure::Unsent)?;
-        if link.functions.load(Relaxed) {
-            self.call_function(&link, transition, keys, args, once).await
-        } else {
-            Box::pin(self.call_script(&link, transition, keys, args, once)).await
+        if !link.functions.load(Relaxed) {
+            return Box::pin(self.call_script(&link, &call, once)).await;
+        }
+        let transition = call.transition;
+        match self.send(&link, call.into_function(), once).await {
+            Ok(reply) => Ok(reply),
+            Err(refused) => Box::pin(self.call_again(&link, transition, refused, once)).await,
         }
     }
 
-    async fn call_function(
+    /// Sees to the reason why a function was refused, if something can be done about it.
+    async fn call_again(
         &self,
         link: &Link,
         transition: Transition,
-        keys: &[&str],
-        args: &[&str],
+        refused: Refused,
         once: bool,
     ) -> Result<Value, Failure> {
-        let command = mk_call("FCALL", self.scripts.function(transition), keys, args);
-        let error = match self.send(link, &command, once).await {
-            Ok(reply) => return Ok(reply),
-            Err(error) => error,
+        let Refused { error, command: Some(function) } = refused else {
+            return Err(Failure::Sent(refused.error));
         };
         match errors::meaning(&error) {
             Some(Meaning::NoCommand) => {
                 link.functions.store(false, Relaxed);
-                Box::pin(self.call_script(link, transition, keys, args, once)).await
+                self.call_script(link, &Call::refused(transition, *function), once).await
             }
             // The operator loads it; where there is none, whoever may does.
             Some(Meaning::NotLoaded) => {
-                Box::pin(self.load_library(link)).await.map_err(Failure::Final)?;
-                Box::pin(self.send(link, &command, once)).await.map_err(Failure::Sent)
+                self.load_library(link).await.map_err(Failure::Final)?;
+                let again = self.send(link, *function, once).await;
+                again.map_err(|refused| Failure::Sent(refused.error))
             }
             _ => Err(Failure::Sent(error)),
         }
     }
 
-    async fn call_script(
-        &self,
-        link: &Link,
-        transition: Transition,
-        keys: &[&str],
-        args: &[&str],
-        once: bool,
-    ) -> Result<Value, Failure> {
-        let script = self.scripts.script(transition);
-        let command = mk_call("EVALSHA", &script.sha1, keys, args);
-        let reply = match self.send(link, &command, once).await {
-            Err(error) if errors::meaning(&error) == Some(Meaning::NotLoaded) => {
-                self.send(link, &mk_call("EVAL", &script.code, keys, args), once).await
+    async fn call_script(&self, link: &Link, call: &Call, once: bool) -> Result<Value, Failure> {
+        let script = self.scripts.script(call.transition);
+        let reply = match self.send(link, call.script("EVALSHA", &script.sha1), once).await {
+            Err(refused) if errors::meaning(&refused.error) == Some(Meaning::NotLoaded) => {
+                self.send(link, call.script("EVAL", &script.code), once).await
             }
             other => other,
         };
-        reply.map_err(Failure::Sent)
+        reply.map_err(|refused| Failure::Sent(refused.error))
     }
 
     /// Sends a pipeline as one write; its replies, errors of the server among them. Without all of
@@ -244,7 +243,7 @@ impl Client {
         replies: usize,
     ) -> Result<Vec<Value>, BackendError> {
         let link = self.link().await?;
-        let mut connection = link.connection.clone();
+        let mut connection = link.turns.connection.clone();
         connection.send_packed_commands(pipeline, 0, replies).await.map_err(|error| {
             self.drop_link(&link, &error);
             errors::in_flight(&error)
@@ -266,34 +265,33 @@ impl Client {
 
     /// Puts the library into the store.
     async fn load_library(&self, link: &Link) -> Result<(), BackendError> {
-        match self.send(link, &library_load(self.scripts), false).await {
+        match self.send(link, library_load(self.scripts), false).await {
             Ok(_) => Ok(()),
             // Somebody else was faster.
-            Err(error) if is_loaded_already(&error) => Ok(()),
+            Err(Refused { error, .. }) if is_loaded_already(&error) => Ok(()),
             // The transition itself has not been carried out, whatever became of the loading.
-            Err(error) => Err(BackendError::Unavailable(format!(
+            Err(Refused { error, .. }) => Err(BackendError::Unavailable(format!(
                 "the function library is not in the store, and this user cannot load it ({error}); \
                  the operator does"
             ))),
         }
     }
 
-    async fn send(&self, link: &Link, command: &Cmd, once: bool) -> RedisResult<Value> {
-        let mut connection = link.connection.clone();
+    async fn send(&self, link: &Link, command: Cmd, once: bool) -> Result<Value, Refused> {
         let reply = if once {
-            Box::pin(send_asking(&mut connection, command)).await
+            // Boxed: only a cluster that changes asks so.
+            Box::pin(send_asking(link.turns.connection.clone(), command)).await
         } else {
-            connection.send_packed_command(command).await
+            link.turns.send(command).await
         };
-        let reply = reply.and_then(Value::extract_error);
         match &reply {
             Ok(_) => link.timeouts.store(0, Relaxed),
-            Err(error) if error.is_timeout() => {
+            Err(Refused { error, .. }) if error.is_timeout() => {
                 if link.timeouts.fetch_add(1, Relaxed) + 1 >= TIMEOUTS_TO_RECONNECT {
                     self.drop_link(link, error);
                 }
             }
-            Err(error) => match errors::meaning(error) {
+            Err(Refused { error, .. }) => match errors::meaning(error) {
                 // Of a cluster: the server is well, and the slot is another's.
                 _ if errors::redirect(error).is_some() => link.timeouts.store(0, Relaxed),
                 None | Some(Meaning::WrongServer) => self.drop_link(link, error),
@@ -336,7 +334,7 @@ impl Client {
                 reconnect.not_before = None;
                 self.connects.fetch_add(1, Relaxed);
                 let link = Arc::new(Link {
-                    connection,
+                    turns: Turns::new(connection),
                     functions: AtomicBool::new(true),
                     timeouts: AtomicU32::new(0),
                 });

@@ -53,9 +53,9 @@ impl KnownEpoch {
 
     /// The epoch to act in, and how sure scripts are to be of it: strict or best effort.
     pub(super) fn to_act_in(
-        known: Option<KnownEpoch>,
+        known: Option<&Self>,
         consistency: Consistency,
-    ) -> Result<(KnownEpoch, &'static str), BackendError> {
+    ) -> Result<(&Self, &'static str), BackendError> {
         match (consistency, known) {
             // Without a number there is no fence, however little is asked.
             (_, None) => Err(BackendError::Epoch),

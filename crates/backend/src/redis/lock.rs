@@ -2,10 +2,8 @@
 //! `lua/`.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    future::Future,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -13,8 +11,8 @@ use async_trait::async_trait;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, Consistency, Grant, HolderView, LockBackend, LockConfig, LockView,
-        Policy, Release, Renewal,
+        Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Policy, Push,
+        Release, Renewal,
     },
 };
 use tokio::sync::watch;
@@ -33,6 +31,8 @@ use super::{
 };
 use crate::hub::Hub;
 
+mod epoch;
+
 /// Locks of one namespace in one Redis, for one session.
 ///
 /// # Guarantees
@@ -45,6 +45,8 @@ use crate::hub::Hub;
 pub struct RedisLocks {
     pub(super) client: Arc<Client>,
     pub(super) acked: Option<Acked>,
+    hub: Arc<Hub>,
+    session: SessionId,
     pub(super) namespace: Arc<str>,
     marker: String,
     pub(super) channel_prefix: String,
@@ -108,7 +110,7 @@ impl RedisLocks {
         let listener = Listener {
             config: client.config().clone(),
             channel: keys::channel(namespace, &session),
-            hub,
+            hub: hub.clone(),
             counts: counts.clone(),
             subscribed: sender,
             topics,
@@ -118,6 +120,8 @@ impl RedisLocks {
         Ok(Arc::new(RedisLocks {
             client,
             acked,
+            hub,
+            session,
             namespace: namespace.into(),
             marker: keys::marker(namespace),
             channel_prefix: keys::channel_prefix(namespace),
@@ -149,73 +153,29 @@ impl RedisLocks {
     }
 
     /// Runs a transition that changes something; the reply without its doubt.
-    pub(super) async fn step(
-        &self,
+    pub(super) fn step<'a>(
+        &'a self,
         transition: Transition,
-        at: &Address,
+        at: &'a Address,
         config: &LockConfig,
         tomb: Option<&HoldId>,
         args: &[&str],
-    ) -> Result<Reply, BackendError> {
+    ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
         let policy = self.policies.encode(at, config);
         let names = ObjectKeys::new(at);
         let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
         let tomb = tomb.map(|hold| names.tomb(hold));
         let mut keys: Vec<&str> = vec![&record, &queue, &waiters];
         keys.extend(tomb.as_deref());
-        self.run((transition, config.consistency), at, &policy, &keys, args).await
+        self.run((transition, config.consistency), at, &policy, &keys, args)
     }
 
-    /// As [`RedisLocks::step`], for whatever has sessions, queues and fences of this kind.
-    pub(super) async fn run(
-        &self,
-        (transition, consistency): (Transition, Consistency),
-        at: &Address,
-        policy: &str,
-        keys: &[&str],
-        args: &[&str],
-    ) -> Result<Reply, BackendError> {
-        if *at.namespace != *self.namespace {
-            let what = format!("{at} is not in namespace \"{}\"", self.namespace);
-            return Err(BackendError::NotFound(what));
-        }
-        let (epoch, mode) = self.known_epoch(consistency)?;
-        let (number, runs) = (epoch.number.to_string(), epoch.runs_of_scripts());
-        let mut all: Vec<&str> =
-            vec![&self.marker, &number, &runs, mode, policy, &self.channel_prefix];
-        all.extend(args);
-        let never = (!epoch.runs.is_empty()).then(|| ObjectKeys::new(at).never());
-        let mut named: Vec<&str> = Vec::new();
-        let keys = match &never {
-            None => keys,
-            Some(never) => {
-                named.extend(keys);
-                named.push(never.as_str());
-                &named[..]
-            }
-        };
-        let reply = match (&self.acked, transition) {
-            // Boxed, so that the others do not carry its state about.
-            (Some(acked), Transition::LockAcquire | Transition::SemaphoreAcquire) => {
-                Box::pin(acked.call(transition, keys, &all)).await
-            }
-            _ => self.client.call(transition, keys, &all).await,
-        };
-        let mut reply = Reply::new(reply.inspect_err(|error| {
-            if *error == BackendError::Epoch {
-                tracing::debug!(%at, "the store's epoch is not the one known");
-            }
-        })?);
-        self.note_doubt(reply.number()? > 0, at);
-        Ok(reply)
-    }
-
-    /// Sends a request; the verdict, and the rest of the reply.
-    pub(super) async fn ask(
-        &self,
-        at: &Address,
+    /// Sends a request: the verdict, and what belongs to it.
+    pub(super) fn ask<'a>(
+        &'a self,
+        at: &'a Address,
         request: &Acquire,
-    ) -> Result<(String, Reply), BackendError> {
+    ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
         let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
         let args = [
             request.hold.as_str(),
@@ -226,9 +186,7 @@ impl RedisLocks {
             request.holder.as_str(),
         ];
         let hold = Some(&request.hold);
-        let mut reply =
-            self.step(Transition::LockAcquire, at, &request.config, hold, &args).await?;
-        Ok((reply.text()?, reply))
+        self.step(Transition::LockAcquire, at, &request.config, hold, &args)
     }
 
     /// Takes back a grant that nobody has been told of. Without a tombstone: the same request may be
@@ -239,33 +197,6 @@ impl RedisLocks {
         undone.map(drop).map_err(|error| {
             BackendError::Unknown(format!("a grant short of replicas could not be undone: {error}"))
         })
-    }
-
-    /// The epoch to act in, and how sure to be of it.
-    pub(super) fn known_epoch(
-        &self,
-        consistency: Consistency,
-    ) -> Result<(KnownEpoch, &'static str), BackendError> {
-        let known = self.epoch.borrow().clone();
-        match &self.voter {
-            None => KnownEpoch::to_act_in(known, consistency),
-            Some(name) => {
-                let run = known.as_ref().and_then(|known| known.of(name));
-                KnownEpoch::to_act_in(run, Consistency::Strict)
-            }
-        }
-    }
-
-    /// Says once when a doubt begins and once when it ends.
-    fn note_doubt(&self, doubt: bool, at: &Address) {
-        if self.in_doubt.swap(doubt, Relaxed) != doubt {
-            if doubt {
-                tracing::warn!(%at,
-                    "the store may have lost holds; a best-effort class goes on granting");
-            } else {
-                tracing::info!("the store's epoch is sure again");
-            }
-        }
     }
 }
 
@@ -283,8 +214,8 @@ impl LockBackend for RedisLocks {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let (verdict, mut reply) = self.ask(at, request).await?;
-        Ok(match verdict.as_str() {
+        let mut reply = self.ask(at, request).await?;
+        Ok(match reply.text()?.as_str() {
             "G" => {
                 let (grant, is_new) = read_grant(&mut reply)?;
                 if let Some(acked) = &self.acked {
@@ -328,9 +259,15 @@ impl LockBackend for RedisLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError> {
-        let args = [hold.as_str()];
+        let args = [hold.as_str(), "", self.session.as_str()];
         let mut reply = self.step(Transition::LockRelease, at, config, None, &args).await?;
-        Ok(if reply.number()? == 1 { Release::Released } else { Release::NotHeld })
+        let released = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
+        if let Some((next, grant)) = read_offer(&mut reply)? {
+            self.hub.send(&next, Push::Granted { grant, since: None });
+            // Whoever waits is answered before whoever is done.
+            tokio::task::yield_now().await;
+        }
+        Ok(released)
     }
 
     async fn cancel(
@@ -404,4 +341,16 @@ pub(super) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendErro
     let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
     let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
     Ok((Grant { fence, ttl, claimed: true }, reply.number()? == 1))
+}
+
+/// The waiter that a release has made the holder, if it is one of ours: hold, sequence, time to live
+/// and epoch.
+fn read_offer(reply: &mut Reply) -> Result<Option<(HoldId, Grant)>, BackendError> {
+    if reply.is_empty() {
+        return Ok(None);
+    }
+    let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
+    let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
+    let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
+    Ok(Some((hold, Grant { fence, ttl, claimed: false })))
 }

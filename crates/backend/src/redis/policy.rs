@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use holdfast_core::{
     Address, ClassName,
     lock::{Fairness, LockConfig, Policy},
@@ -18,7 +19,7 @@ use crate::hub::lock;
 pub(super) const MAX_MS: u64 = 1 << 42;
 
 /// The newest policy of each class as scripts take it: writing its numbers costs more than finding it.
-pub(super) struct Policies<P>(Mutex<HashMap<ClassName, (P, Arc<str>)>>);
+pub(super) struct Policies<P>(Mutex<HashMap<ClassName, (P, Arc<str>), RandomState>>);
 
 /// What scripts are told of a class.
 pub(super) trait Encode: Copy + PartialEq {

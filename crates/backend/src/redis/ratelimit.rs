@@ -1,7 +1,7 @@
 //! Rate limits in Redis: encodes a transition's arguments, runs it, decodes its reply. The rules are
 //! in `lua/`.
 
-use std::sync::Arc;
+use std::{future::Future, sync::Arc};
 
 use async_trait::async_trait;
 use holdfast_core::{
@@ -54,14 +54,14 @@ impl RedisRateLimits {
         Ok(ObjectKeys::new(at).rate())
     }
 
-    async fn step(
-        &self,
+    fn step<'a>(
+        &'a self,
         transition: Transition,
         at: &Address,
         args: &[&str],
-    ) -> Result<Reply, BackendError> {
-        let name = self.name(at)?;
-        self.client.call(transition, &[&name], args).await.map(Reply::new)
+    ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
+        let call = self.name(at).map(|name| self.client.call(transition, &[&name], args));
+        async move { call?.await.map(Reply::new) }
     }
 }
 
@@ -85,17 +85,19 @@ impl RateLimitBackend for RedisRateLimits {
             Mode::Enforce => "e",
             Mode::Peek => "p",
         };
-        let (cost, wait) = (check.cost.to_string(), check.max_wait_us.to_string());
-        let permit = check.permit.to_string();
-        let least = (check.least < check.cost).then(|| check.least.to_string());
-        let args =
-            [policy.token.as_str(), &cost, mode, &wait, &permit, least.as_deref().unwrap_or("")];
-        let args = if least.is_some() { &args[..] } else { &args[..5] };
-        let mut reply = self.step(Transition::RatelimitCheck, at, args).await?;
+        let takes_what_there_is = check.least < check.cost;
+        let step = {
+            let (cost, wait) = (check.cost.to_string(), check.max_wait_us.to_string());
+            let (permit, least) = (check.permit.to_string(), check.least.to_string());
+            let args = [policy.token.as_str(), &cost, mode, &wait, &permit, &least];
+            let args = if takes_what_there_is { &args[..] } else { &args[..5] };
+            self.step(Transition::RatelimitCheck, at, args)
+        };
+        let mut reply = step.await?;
         let (code, us) = (reply.signed()?, reply.number()?);
-        let taken = match least {
-            Some(_) => Taken { amount: reply.number()?, at_us: reply.number()? },
-            None => Taken::default(),
+        let taken = match takes_what_there_is {
+            true => Taken { amount: reply.number()?, at_us: reply.number()? },
+            false => Taken::default(),
         };
         let outcome = match code {
             1 => Outcome::Allowed { wait_us: us },

@@ -1,20 +1,24 @@
 //! What a server is asked, and why there may be no reply of use.
 
 use holdfast_core::BackendError;
-use redis::{Cmd, RedisError, RedisResult, Value, aio::MultiplexedConnection};
+use redis::{Cmd, RedisError, Value, aio::MultiplexedConnection};
 
 use super::{
+    client::turns::Refused,
     errors,
     scripts::{Scripts, Transition},
 };
+
+/// FCALL, the function, the number of keys: the first of them follows.
+const FIRST_KEY: usize = 3;
 
 /// What is asked of a server.
 #[derive(Clone, Copy)]
 pub(super) enum Request<'a> {
     /// A command.
     Command(&'a Cmd),
-    /// A transition with its keys and arguments.
-    Call(Transition, &'a [&'a str], &'a [&'a str]),
+    /// A transition.
+    Call(&'a Call),
 }
 
 /// Why there is no reply of use.
@@ -39,13 +43,15 @@ impl From<Failure> for BackendError {
 /// Sends a command about a slot that the server is about to get. Both as one write: ASKING is about
 /// the next command of the connection, which others use as well.
 pub(super) async fn send_asking(
-    connection: &mut MultiplexedConnection,
-    command: &Cmd,
-) -> RedisResult<Value> {
+    mut connection: MultiplexedConnection,
+    command: Cmd,
+) -> Result<Value, Refused> {
     let mut pipeline = redis::Pipeline::with_capacity(2);
     pipeline.cmd("ASKING").add_command(command.clone());
-    let replies = connection.send_packed_commands(&pipeline, 1, 1).await?;
-    Ok(replies.into_iter().next().unwrap_or(Value::Nil))
+    let replies = connection.send_packed_commands(&pipeline, 1, 1).await;
+    let replies = replies.map_err(|error| Refused { error, command: None })?;
+    let reply = replies.into_iter().next().unwrap_or(Value::Nil).extract_error();
+    reply.map_err(|error| Refused { error, command: Some(Box::new(command)) })
 }
 
 /// The command that loads a library.
@@ -60,10 +66,59 @@ pub(super) fn is_loaded_already(error: &RedisError) -> bool {
     error.detail().is_some_and(|detail| detail.contains("already exists"))
 }
 
-/// The command that runs a script or a function.
-pub(super) fn mk_call(verb: &str, what: &str, keys: &[&str], args: &[&str]) -> Cmd {
-    let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
-    let mut command = Cmd::with_capacity(3 + keys.len() + args.len(), 64 + what.len() + size);
-    command.arg(verb).arg(what).arg(keys.len()).arg(keys).arg(args);
-    command
+/// A transition with all that it is told. Written down before anything is waited for: what waits for
+/// a store is small then, and needs none of what it was made from.
+pub(super) struct Call {
+    pub(super) transition: Transition,
+    function: Cmd,
+}
+
+impl Call {
+    pub(super) fn new(
+        scripts: &Scripts,
+        transition: Transition,
+        keys: &[&str],
+        args: &[&str],
+    ) -> Self {
+        let name = scripts.function(transition);
+        let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
+        let mut function = Cmd::with_capacity(3 + keys.len() + args.len(), 16 + name.len() + size);
+        function.arg("FCALL").arg(name).arg(keys.len()).arg(keys).arg(args);
+        Call { transition, function }
+    }
+
+    /// As a function of the library.
+    pub(super) fn function(&self) -> &Cmd {
+        &self.function
+    }
+
+    /// The same, and none of the rest.
+    pub(super) fn into_function(self) -> Cmd {
+        self.function
+    }
+
+    /// A call whose function a server has refused, to be made in another way.
+    pub(super) fn refused(transition: Transition, function: Cmd) -> Self {
+        Call { transition, function }
+    }
+
+    /// The first of its keys: all of them are in one slot of a cluster.
+    pub(super) fn name(&self) -> &str {
+        match self.function.args_iter().nth(FIRST_KEY) {
+            Some(redis::Arg::Simple(name)) => std::str::from_utf8(name).unwrap_or_default(),
+            _ => "",
+        }
+    }
+
+    /// The same as a script: `what` is its text or its digest.
+    pub(super) fn script(&self, verb: &str, what: &str) -> Cmd {
+        let mut command = redis::cmd(verb);
+        command.arg(what);
+        for part in self.function.args_iter().skip(2) {
+            if let redis::Arg::Simple(part) = part {
+                command.arg(part);
+            }
+        }
+        command
+    }
 }

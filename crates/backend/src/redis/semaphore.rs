@@ -1,7 +1,7 @@
 //! Semaphores in Redis: encodes a transition's arguments, runs it, decodes its reply. The rules are in
 //! `lua/`; connection, pushes and epoch are those of the locks on the same store.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use holdfast_core::{
@@ -36,21 +36,21 @@ impl RedisSemaphores {
     }
 
     /// Runs a transition that changes something; the reply without its doubt.
-    async fn step(
-        &self,
+    fn step<'a>(
+        &'a self,
         transition: Transition,
-        at: &Address,
+        at: &'a Address,
         config: &LockConfig,
         tomb: Option<&HoldId>,
         args: &[&str],
-    ) -> Result<Reply, BackendError> {
+    ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
         let policy = self.policies.encode(at, config);
         let names = ObjectKeys::new(at);
         let tomb = tomb.map(|hold| names.tomb(hold));
         let names = all_keys(&names);
         let mut keys: Vec<&str> = names.iter().map(String::as_str).collect();
         keys.extend(tomb.as_deref());
-        self.store.run((transition, config.consistency), at, &policy, &keys, args).await
+        self.store.run((transition, config.consistency), at, &policy, &keys, args)
     }
 
     async fn view(&self, at: &Address) -> Result<LockView, BackendError> {

@@ -14,8 +14,8 @@ use super::{RedisLocks, keys, lock::read_grant, reply::unexpected, scripts::Tran
 impl RedisLocks {
     /// Asks for the server's vote. Never queues.
     pub(super) async fn vote(&self, at: &Address, request: &Acquire) -> Result<Vote, BackendError> {
-        let (verdict, mut reply) = self.ask(at, request).await?;
-        Ok(match verdict.as_str() {
+        let mut reply = self.ask(at, request).await?;
+        Ok(match reply.text()?.as_str() {
             "G" => {
                 let (grant, is_new) = read_grant(&mut reply)?;
                 Vote::Granted { fence: grant.fence, ttl: grant.ttl, is_new }
@@ -35,7 +35,7 @@ impl RedisLocks {
         fence: Fence,
     ) -> Result<(), BackendError> {
         let seq = fence.sequence().to_string();
-        let args = [hold.as_str(), "u", &seq];
+        let args = [hold.as_str(), "u", "", &seq];
         self.step(Transition::LockRelease, at, config, None, &args).await.map(drop)
     }
 
@@ -63,8 +63,8 @@ impl RedisLocks {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Standing, BackendError> {
-        let (epoch, _) = self.known_epoch(config.consistency)?;
-        let floor = Fence::compose(epoch.number, config.fence_floor.sequence());
+        let number = self.in_epoch(config.consistency, |epoch, _| epoch.number)?;
+        let floor = Fence::compose(number, config.fence_floor.sequence());
         let mut reply = self.step(Transition::LockNewest, at, config, None, &[]).await?;
         let (seq, of) = (reply.number()?, reply.number()?);
         let granted = Fence::compose(of, seq).map_err(unexpected)?;

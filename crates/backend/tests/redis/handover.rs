@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
 use holdfast_backend::{
     redis::RedisConfig,
     waiter::{Acquisition, LockClient},
@@ -165,6 +166,35 @@ async fn a_waiter_is_served_though_the_listening_connection_is_killed_all_the_ti
     assert!(times[39] < Duration::from_secs(2), "{:?}", times[39]);
     let lost = |pod: &Pod| pod.session.locks.pushes().lost_connections.load(Relaxed);
     assert!(lost(&pods[0]) > 3, "{}", lost(&pods[0]));
+}
+
+#[tokio::test]
+async fn a_release_tells_a_waiter_of_its_own_session_by_its_answer() {
+    let store = Store::start(&[]).await;
+    let (pod, at, config) = (store.session(), mk_address("near"), mk_config());
+    let (first, second) = (HoldId::random(), HoldId::random());
+    let granted = pod.grant(&at, &config, &first).await;
+    let mut inbox = pod.hub.register(&second);
+    let queued = pod.try_acquire(&at, &config, &second).await;
+    assert_eq!(queued, Ok(Attempt::Queued { position: 1 }));
+
+    assert_eq!(pod.locks.release(&at, &config, &first).await, Ok(Release::Released));
+    let Some(Push::Granted { grant, .. }) = inbox.recv().now_or_never() else {
+        panic!("not told by the time of the answer")
+    };
+    assert!(grant.fence > granted.fence && !grant.claimed);
+    // Had the answer been lost, the release would be sent again.
+    assert_eq!(pod.locks.release(&at, &config, &first).await, Ok(Release::NotHeld));
+    let Some(Push::Granted { grant: again, .. }) = inbox.recv().now_or_never() else {
+        panic!("not told again")
+    };
+    assert_eq!(again.fence, grant.fence);
+    let ttl = Duration::from_secs(9);
+    assert_eq!(pod.locks.renew(&at, &config, &second, ttl).await, Ok(Renewal::Renewed { ttl }));
+    assert_eq!(pod.locks.release(&at, &config, &first).await, Ok(Release::NotHeld));
+    assert_eq!(inbox.recv().now_or_never(), None, "told of a hold that its holder knows of");
+    let info: String = store.command(&["INFO", "commandstats"]).await.unwrap();
+    assert!(!info.contains("cmdstat_publish"), "{info}");
 }
 
 #[tokio::test]

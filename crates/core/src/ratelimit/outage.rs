@@ -31,6 +31,11 @@ impl Outage {
         self.away
     }
 
+    /// Whether an answer now would change nothing: it need not be taken down.
+    pub const fn is_calm(&self) -> bool {
+        !self.away && self.failures == 0
+    }
+
     /// Whether a check may ask the store now. While it is away, who is told so is the probe.
     pub fn may_ask(&mut self, now: Duration) -> bool {
         if self.away && now < self.next_probe {
@@ -79,6 +84,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_a_calm_store_answers_need_not_be_taken_down(
+            steps in prop::collection::vec((0u32..3_000, any::<bool>()), 1..200),
+        ) {
+            let (mut all, mut few, mut now) = (Outage::default(), Outage::default(), Duration::ZERO);
+            for (passed, answered) in steps {
+                now += passed * MS;
+                let changed = all.note(now, answered);
+                let taken_down = !(answered && few.is_calm());
+                prop_assert_eq!(changed, taken_down && few.note(now, answered));
+                prop_assert_eq!(all.is_away(), few.is_away());
+            }
+        }
+
         /// Whatever happens, it flips at most once in the time that it must be calm, in each
         /// direction, and a store that is away is asked now and then, never by all.
         #[test]

@@ -242,14 +242,17 @@ local function read_ticket(st, hold)
   }
 end
 
--- Forgets the ticket of a hold that has been taken from the list.
-local function forget(st, hold, ticket)
+-- Forgets the ticket of a hold that has been taken from the list; `at` and `tickets` are its session's
+-- beat where it has been read.
+local function forget(st, hold, ticket, at, tickets)
   st.waiters = st.waiters - 1
-  redis.call('HDEL', st.keys[3], 't:' .. hold)
-  if ticket then
-    local at, tickets = read_beat(st, ticket.session)
-    if tickets > 0 then write_beat(st, ticket.session, at, tickets - 1) end
+  if ticket and not at then at, tickets = read_beat(st, ticket.session) end
+  if tickets == 1 then
+    redis.call('HDEL', st.keys[3], 't:' .. hold, 's:' .. ticket.session)
+    return
   end
+  redis.call('HDEL', st.keys[3], 't:' .. hold)
+  if ticket and tickets > 0 then write_beat(st, ticket.session, at, tickets - 1) end
 end
 
 -- Takes a ticket out of the queue, wherever it stands.
@@ -264,28 +267,37 @@ end
 -- Drops the dead from the head, at most REAP_AT_ONCE, and takes out the first who is alive.
 local function pop_live(st)
   for reaped = 0, REAP_AT_ONCE do
-    local hold = redis.call('LINDEX', st.keys[2], 0)
+    local is_last, hold = reaped == REAP_AT_ONCE
+    if is_last then
+      hold = redis.call('LINDEX', st.keys[2], 0)
+    else
+      hold = redis.call('LPOP', st.keys[2])
+    end
     if not hold then
       st.waiters = 0
       return nil
     end
-    local ticket = read_ticket(st, hold)
-    local dead = not ticket or is_dead(st, ticket.session)
-    if dead and reaped == REAP_AT_ONCE then return nil end
-    redis.call('LPOP', st.keys[2])
-    forget(st, hold, ticket)
+    local ticket, at, tickets = read_ticket(st, hold)
+    if ticket then at, tickets = read_beat(st, ticket.session) end
+    local dead = not ticket or st.now >= at + claim_ms(st)
+    if is_last then
+      if dead then return nil end
+      redis.call('LPOP', st.keys[2])
+    end
+    forget(st, hold, ticket, at, tickets)
     if not dead then return ticket end
   end
 end
 
 -- What every transition ends with: a free lock goes to the first who is alive. Its session is told,
--- unless the hold is the one that this very transition answers for.
-local function promote(st, answered)
+-- unless the hold is the one that this very transition answers for, or `told` is the session: it
+-- learns it from the answer.
+local function promote(st, answered, told)
   if st.waiters == 0 or not is_free(st) then return end
   local head = pop_live(st)
   if not head then return end
   local ttl = grant(st, head, false)
-  if head.hold ~= answered then
+  if head.hold ~= answered and head.session ~= told then
     redis.call('PUBLISH', st.channel .. head.session,
       'g ' .. head.hold .. ' ' .. int(st.seq) .. ' ' .. int(ttl) .. ' ' .. int(st.epoch))
   end
