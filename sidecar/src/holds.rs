@@ -14,12 +14,9 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
-use holdfast_backend::{
-    hub::{Diverted, Inbox},
-    waiter::HeldLock,
-};
+use holdfast_backend::hub::{Diverted, Inbox};
 use holdfast_core::{Address, Clock, Fence, HoldId, Stamp};
-use holdfast_wire::{HoldEvent, HoldEventKind, HoldState};
+use holdfast_wire::{HoldEvent, HoldEventKind};
 use tokio::sync::{Notify, broadcast};
 
 use crate::{
@@ -32,9 +29,11 @@ pub mod journal;
 pub mod keeper;
 pub mod life;
 pub mod stream;
+mod view;
 
 use ended::{End, Ended};
 use life::Life;
+pub use view::{Found, NewHold, View};
 
 /// Holds that may live at once.
 pub const MAX_HOLDS: usize = 32_768;
@@ -81,61 +80,6 @@ struct Hold {
     /// Its name, its pushes; and a retry of the same request that is given up does not take the hold
     /// with it while this is here.
     inbox: Inbox,
-}
-
-/// A hold to be added.
-pub struct NewHold {
-    /// Its class.
-    pub class: Arc<LockClass>,
-    /// What it holds.
-    pub at: Address,
-    /// As it was acquired.
-    pub held: HeldLock,
-    /// What each renewal asks for.
-    pub ttl: Duration,
-    /// The longest it may last; zero for no bound.
-    pub max_hold: Duration,
-    /// How many permits it has; 1 of a lock.
-    pub permits: u32,
-    /// What automatic renewal is bound to; `None` when the caller renews.
-    pub bound: Option<Bound>,
-}
-
-/// A hold as it stands.
-#[derive(Clone)]
-pub struct View {
-    /// Its name.
-    pub hold: HoldId,
-    /// Its class.
-    pub class: Arc<LockClass>,
-    /// What it holds.
-    pub at: Address,
-    /// Its fencing token.
-    pub fence: Fence,
-    /// How many permits it has; 1 of a lock.
-    pub permits: u32,
-    /// What the store granted last.
-    pub ttl: Duration,
-    /// What a renewal asks for.
-    pub asked: Duration,
-    /// How it stands.
-    pub state: HoldState,
-    /// How much longer it may be trusted.
-    pub left: Duration,
-    /// When that is over, boot time.
-    pub deadline_boot_ns: u64,
-    /// When it stood so.
-    pub seen: Stamp,
-}
-
-/// What is known of a hold that somebody names.
-pub enum Found {
-    /// It is live.
-    Live(View),
-    /// It has ended.
-    Ended(End),
-    /// It was never here, or ended long ago.
-    Unknown,
 }
 
 impl Holds {

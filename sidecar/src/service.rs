@@ -2,7 +2,7 @@
 //! hands the hold to [`Holds`]. Knows no HTTP; the rules of locks are core's.
 
 use std::{
-    sync::{Arc, atomic::AtomicUsize, atomic::Ordering::Relaxed},
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -14,7 +14,6 @@ use holdfast_core::{
     lock::{Acquire, HolderView},
 };
 use holdfast_wire::{AcquireRequest, Bind, Code, LockState};
-use prometheus::IntGauge;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +35,7 @@ mod holding;
 mod ratelimit;
 mod semaphore;
 mod terms;
+mod waiting;
 
 use answers::{
     mk_closing, mk_ended, mk_locked, mk_queue_full, mk_state, mk_too_heavy, mk_too_many, mk_unknown,
@@ -364,35 +364,6 @@ impl Sidecar {
     fn address_of(&self, class: &LockClass, key: Key) -> Address {
         let namespace = self.identity.namespace.clone();
         Address { kind: class.kind, namespace, class: class.name.clone(), key }
-    }
-
-    /// A place among those who may wait.
-    fn wait_slot(&self, gauge: &IntGauge, wait: Duration) -> Result<Option<WaitSlot<'_>>, Failure> {
-        if wait.is_zero() {
-            return Ok(None);
-        }
-        if self.waiting.load(Relaxed) >= MAX_WAITING || gauge.get() >= MAX_WAITING_PER_CLASS {
-            let why = format!(
-                "as many requests of this pod wait as may: {MAX_WAITING_PER_CLASS} for a class, \
-                 {MAX_WAITING} in all"
-            );
-            return Err(mk_too_many(why));
-        }
-        self.waiting.fetch_add(1, Relaxed);
-        gauge.inc();
-        Ok(Some(WaitSlot { all: &self.waiting, of_class: gauge.clone() }))
-    }
-}
-
-struct WaitSlot<'a> {
-    all: &'a AtomicUsize,
-    of_class: IntGauge,
-}
-
-impl Drop for WaitSlot<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(1, Relaxed);
-        self.of_class.dec();
     }
 }
 

@@ -1,9 +1,10 @@
 //! The Lease substrate: locks and semaphores kept in `coordination.k8s.io` Leases, that is in the API
 //! server's etcd.
 //!
-//! One Lease per key, of a semaphore one per permit ([`slot`]), created *unheld* by the operator; nothing here creates or deletes one. Every
-//! transition is one merge-patch that carries `uid` and `resourceVersion`, so it applies to exactly
-//! the state it was decided on. The fence of a grant is that resourceVersion.
+//! One Lease per key, of a semaphore one per permit ([`slot`]), created *unheld* by the operator;
+//! nothing here creates or deletes one. Every transition is one merge-patch that carries `uid` and
+//! `resourceVersion`, so it applies to exactly the state it was decided on. The fence of a grant is
+//! that resourceVersion.
 //!
 //! **Order of waiters.** First come, first served among the waiters of one process. Between processes
 //! there is none: when the lock becomes free, each sends the write of its own first waiter, and
@@ -22,6 +23,7 @@ mod client;
 mod grant;
 mod hold;
 mod line;
+mod list;
 mod local;
 mod lock;
 pub mod names;

@@ -8,8 +8,8 @@ use holdfast_core::{
     Address, BackendError, ClassName, Clock, Fence, Guarantee, HoldId, Holder, Key, Kind,
     SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, HolderView, Keys, LockBackend, LockConfig, LockView, Release,
-        Renewal, record::Verdict,
+        Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Release, Renewal,
+        record::Verdict,
     },
 };
 
@@ -225,7 +225,6 @@ impl LockBackend for LeaseLocks {
         self.inner.force(&Slot::only(at), config, |_| true).await
     }
 
-    /// A Role with `resourceNames` lets nobody list by label, so each key of the class is read.
     async fn list(
         &self,
         kind: Kind,
@@ -234,27 +233,6 @@ impl LockBackend for LeaseLocks {
         config: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let address =
-            |key: Key| Address { kind, namespace: namespace.into(), class: class.clone(), key };
-        let keys = match &config.keys {
-            Keys::Fixed(keys) => keys.iter().cloned().map(address).collect(),
-            Keys::Any => lock(&self.inner.local)
-                .keys(|at| at.kind == kind && *at.namespace == *namespace && at.class == *class),
-        };
-        let mut found = Vec::new();
-        for at in keys {
-            if found.len() >= limit {
-                break;
-            }
-            let view = match self.query(&at, config).await {
-                Ok(view) => view,
-                Err(BackendError::NotFound(_)) => continue,
-                Err(error) => return Err(error),
-            };
-            if view.holder.is_some() || view.waiters > 0 {
-                found.push((at.key, view));
-            }
-        }
-        Ok(found)
+        self.inner.list(self, (kind, namespace, class), config, limit).await
     }
 }

@@ -13,8 +13,7 @@ use async_trait::async_trait;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, HolderView, Keys, LockBackend, LockConfig, LockView, Release,
-        Renewal,
+        Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Release, Renewal,
     },
     semaphore::{NAMED, slots::MAX_SLOTS},
 };
@@ -253,7 +252,6 @@ impl LockBackend for LeaseSemaphores {
         self.force(at, config, |holder| only.is_none_or(|fence| holder.fence == fence)).await
     }
 
-    /// A Role with `resourceNames` lets nobody list by label, so each slot of the class is read.
     async fn list(
         &self,
         kind: Kind,
@@ -262,27 +260,6 @@ impl LockBackend for LeaseSemaphores {
         config: &LockConfig,
         limit: usize,
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
-        let address =
-            |key: Key| Address { kind, namespace: namespace.into(), class: class.clone(), key };
-        let keys = match &config.keys {
-            Keys::Fixed(keys) => keys.iter().cloned().map(address).collect(),
-            Keys::Any => lock(&self.inner.local)
-                .keys(|at| at.kind == kind && *at.namespace == *namespace && at.class == *class),
-        };
-        let mut found = Vec::new();
-        for at in keys {
-            if found.len() >= limit {
-                break;
-            }
-            let view = match self.query(&at, config).await {
-                Ok(view) => view,
-                Err(BackendError::NotFound(_)) => continue,
-                Err(error) => return Err(error),
-            };
-            if view.holder.is_some() || view.waiters > 0 {
-                found.push((at.key, view));
-            }
-        }
-        Ok(found)
+        self.inner.list(self, (kind, namespace, class), config, limit).await
     }
 }
