@@ -123,8 +123,21 @@ fn histories() -> impl Strategy<Value = History> {
         prop_oneof![Just(5_000_000_000u64), Just(1_795_434_121_145), Just((1 << 42) - 9_000_000)];
     let passes = prop_oneof![6 => 0i64..200, 3 => 0i64..2_000, 1 => -3_000i64..0];
     let steps = prop::collection::vec((ops(), passes, 0u8..3), STEPS);
-    (starts, prop::collection::vec(classes(), 3), steps)
-        .prop_map(|(start_ms, classes, steps)| History { start_ms, classes, steps })
+    (starts, prop::collection::vec(classes(), 3), steps, prop::bool::weighted(0.2)).prop_map(
+        |(start_ms, classes, mut steps, crowded)| {
+            if crowded {
+                let crowd = crowd(classes[0].permits);
+                steps.splice(..crowd.len(), crowd.into_iter().map(|op| (op, 0, 0)));
+            }
+            History { start_ms, classes, steps }
+        },
+    )
+}
+
+/// Two of one session wait for what is taken from a third at once: chance alone hardly ever has it.
+fn crowd(permits: u32) -> Vec<Op> {
+    let acquire = |hold, permits| Op::Acquire { hold, permits, enqueue: true, max_hold_ms: 0 };
+    vec![acquire(0, permits), acquire(1, 1), acquire(4, 1), Op::ForceAll, Op::Beat { session: 1 }]
 }
 
 impl Outcome {
