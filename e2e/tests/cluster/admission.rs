@@ -97,6 +97,8 @@ fn every_rule_of_a_backend_has_a_case_that_passes_and_one_that_fails() {
     let good = "{redis: {mode: Standalone, addresses: ['r:6379']}}";
     let longest = "b".repeat(63);
     try_backend("r", good).unwrap();
+    try_backend("r", "{redis: {mode: Cluster, addresses: ['a:1', 'b:1']}}").unwrap();
+    try_backend("r", "{redis: {mode: Redlock, addresses: ['a:1', 'b:1', 'c:1']}}").unwrap();
     try_backend(&longest, good).unwrap();
     let refusals = [
         ("lease", good, "built in"),
@@ -105,7 +107,19 @@ fn every_rule_of_a_backend_has_a_case_that_passes_and_one_that_fails() {
         ("r", "{redis: {mode: Standalone, addresses: []}}", "should have at least 1 items"),
         ("r", "{redis: {mode: Standalone, addresses: ['a:1', 'b:1']}}", "exactly one address"),
         ("r", "{redis: {mode: Sentinel, addresses: ['a:1', 'b:1']}}", "needs sentinel.masterName"),
-        ("r", "{redis: {mode: Cluster, addresses: ['a:1']}}", "only the modes Standalone and"),
+        (
+            "r",
+            "{redis: {mode: Cluster, addresses: ['a:1'], ack: {replicas: 1}}}",
+            "mode Cluster has no ack",
+        ),
+        ("r", "{redis: {mode: Cluster, addresses: ['a:1'], database: 1}}", "database must be 0"),
+        ("r", "{redis: {mode: Redlock, addresses: ['a:1', 'b:1']}}", "3 or 5 addresses"),
+        ("r", "{redis: {mode: Redlock, addresses: ['a:1', 'b:1', 'a:1']}}", "there twice"),
+        (
+            "r",
+            "{redis: {mode: Redlock, addresses: ['a:1', 'b:1', 'c:1'], ack: {replicas: 1}}}",
+            "mode Redlock has no ack",
+        ),
         ("r", "{redis: {mode: Sideways, addresses: ['r:6379']}}", "Unsupported value"),
         ("r", "{redis: {addresses: ['r:6379'], database: 1024}}", "less than or equal to 1023"),
         ("r", "{redis: {addresses: ['r:6379'], tenancy: None}}", "Unsupported value"),

@@ -137,7 +137,7 @@ impl LockBackend for LeaseSemaphores {
             return Ok(answer);
         }
         let Some(_asking) = self.inner.ask(at, request, true) else {
-            let left = self.left(at, request).unwrap_or(LOST_THE_RACE);
+            let left = self.left(at, request, permits).unwrap_or(LOST_THE_RACE);
             return Ok(self.inner.stand_in_line(at, request, since, left));
         };
         for _ in 0..TRIES {
@@ -153,7 +153,13 @@ impl LockBackend for LeaseSemaphores {
             }
             self.read(at, &request.config, stale).await?;
         }
-        match self.left(at, request) {
+        let mut left = self.left(at, request, permits);
+        if left.is_none() {
+            // Of a class that was made smaller, all permits may be held on slots that are to go.
+            self.read(at, &request.config, self.unknown(at, MAX_SLOTS)).await?;
+            left = self.left(at, request, MAX_SLOTS);
+        }
+        match left {
             Some(left) => Ok(self.inner.stand_in_line(at, request, since, left)),
             None => Err(BackendError::NotFound(format!(
                 "the operator has not created the Leases of {at} yet, or is deleting them"

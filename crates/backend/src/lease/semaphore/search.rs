@@ -193,11 +193,11 @@ impl LeaseSemaphores {
         Ok(if raced { Tried::Raced } else { Tried::NoneFree })
     }
 
-    /// Until the first of the slots may be free. None if there are no slots.
-    pub(super) fn left(&self, at: &Address, request: &Acquire) -> Option<Duration> {
+    /// Until the first of the slots below this one may be free. None if there are no such slots.
+    pub(super) fn left(&self, at: &Address, request: &Acquire, below: u32) -> Option<Duration> {
         let mark = names::mark(request.hold.as_str());
         let (local, now) = (lock(&self.inner.local), self.inner.clock.now());
-        let known = local.all_known(at).filter(|(number, _)| *number < request.config.permits);
+        let known = local.all_known(at).filter(|(number, _)| *number < below);
         let verdicts = known.filter_map(|(_, known)| known.verdict(now, &mark, Duration::ZERO));
         verdicts
             .filter_map(|verdict| match verdict {
