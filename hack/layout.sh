@@ -19,7 +19,8 @@ work=$(mktemp -d)
 export HOLDFAST_CLUSTER_DIR="$work/cluster"
 pids=()
 finish() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  # The cluster's shell does not hand signals on to what it runs.
+  for pid in "${pids[@]}"; do kill $(ps -o pid= --ppid "$pid") "$pid" 2>/dev/null || true; done
   e2e/cluster/cluster.sh down || true
   rm -rf "$work"
 }
