@@ -7,8 +7,9 @@
 //! - Running pods are seen to before gated ones of the same class: what they hold is theirs first.
 //! - Absence of a pod releases nothing ([`seen::Stage`]); a running pod is never ended.
 //!
-//! [`seen`] says what is to be done about a pod, [`life`] does it (`wait` before it runs, `keep` then), [`class`] finds what to ask,
-//! [`lines`] in which order, [`tell`] says how it stands. The webhook that puts the gate there is
+//! [`seen`] says what is to be done about a pod, [`life`] does it (`wait` before it runs, `keep`
+//! then), [`class`] finds what to ask, [`lines`] in which order, [`tell`] says how it stands. The
+//! webhook that puts the gate there is
 //! [`crate::admission::hold`].
 
 use std::{

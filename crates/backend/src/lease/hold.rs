@@ -1,10 +1,10 @@
-//! The transitions of a hold that there is: extend, end, force, settle. Each is one conditional write, and a
-//! re-read when somebody else's write came first.
+//! The transitions of a hold that there is: extend, end, force, settle. Each is one conditional write,
+//! and a re-read when somebody else's write came first.
 
 use std::time::Duration;
 
 use holdfast_core::{
-    BackendError, Fence, HoldId, Stamp,
+    Address, BackendError, Fence, HoldId, Stamp,
     lock::{HolderView, LockConfig, Push, Release, Renewal},
 };
 
@@ -18,6 +18,28 @@ use super::{
 use crate::hub::lock;
 
 impl Inner {
+    /// Refuses a hold from now on, and takes back what is only known here or still on its way; whether
+    /// nothing of it can be left in the store.
+    pub(super) async fn withdraw(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<bool, BackendError> {
+        let (own, open, had_ticket) = {
+            let mut local = lock(&self.local);
+            local.bury(hold, self.clock.now());
+            let had_ticket = local.leave(at, hold);
+            (local.own(hold), local.opened(hold), had_ticket)
+        };
+        match (own, open) {
+            (None, Some(open)) => self.settle(&open.slot, config, hold, &open).await.map(|()| true),
+            // Only ever a ticket: nothing of it has left this process.
+            (None, None) => Ok(had_ticket),
+            (Some(_), _) => Ok(false),
+        }
+    }
+
     /// Extends a hold: one write, and a re-read only if somebody else has written.
     pub(super) async fn extend(
         &self,

@@ -181,18 +181,10 @@ impl LockBackend for LeaseLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<(), BackendError> {
-        let (own, open, had_ticket) = {
-            let mut local = lock(&self.inner.local);
-            local.bury(hold, self.inner.clock.now());
-            let had_ticket = local.leave(at, hold);
-            (local.own(hold), local.opened(hold), had_ticket)
-        };
-        match (own, open) {
-            (None, Some(open)) => self.inner.settle(&Slot::only(at), config, hold, &open).await,
-            // Only ever a ticket: nothing of it has left this process.
-            (None, None) if had_ticket => Ok(()),
-            _ => self.inner.end(&Slot::only(at), config, hold, Duration::ZERO).await.map(drop),
+        if self.inner.withdraw(at, config, hold).await? {
+            return Ok(());
         }
+        self.inner.end(&Slot::only(at), config, hold, Duration::ZERO).await.map(drop)
     }
 
     async fn beat(

@@ -23,7 +23,6 @@ use super::{
     grant::{Inner, TRIES},
     line::LOST_THE_RACE,
 };
-use crate::hub::lock;
 
 mod search;
 
@@ -198,20 +197,12 @@ impl LockBackend for LeaseSemaphores {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<(), BackendError> {
-        let (own, open, had_ticket) = {
-            let mut local = lock(&self.inner.local);
-            local.bury(hold, self.inner.clock.now());
-            let had_ticket = local.leave(at, hold);
-            (local.own(hold), local.opened(hold), had_ticket)
-        };
-        match (own, open) {
-            (None, Some(open)) => self.inner.settle(&open.slot, config, hold, &open).await,
-            // Only ever a ticket: nothing of it has left this process.
-            (None, None) if had_ticket => Ok(()),
-            _ => match self.slot_of(at, config, hold).await? {
-                Some(slot) => self.inner.end(&slot, config, hold, Duration::ZERO).await.map(drop),
-                None => Ok(()),
-            },
+        if self.inner.withdraw(at, config, hold).await? {
+            return Ok(());
+        }
+        match self.slot_of(at, config, hold).await? {
+            Some(slot) => self.inner.end(&slot, config, hold, Duration::ZERO).await.map(drop),
+            None => Ok(()),
         }
     }
 

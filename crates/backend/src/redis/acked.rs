@@ -147,7 +147,7 @@ impl Committer {
         for request in &group {
             let Request { call, .. } = request;
             pipeline.add_command(if self.functions.load(Relaxed) {
-                call.function().clone()
+                call.function.clone()
             } else {
                 call.script("EVAL", &self.scripts.script(call.transition).code)
             });

@@ -143,10 +143,7 @@ impl Client {
     ) -> Result<Value, Failure> {
         match request {
             Request::Command(command) => self.try_send(command, once).await,
-            Request::Call(call) => {
-                let function = call.function().clone();
-                self.attempt(Call::refused(call.transition, function), once).await
-            }
+            Request::Call(call) => self.attempt(call.clone(), once).await,
         }
     }
 
@@ -192,7 +189,7 @@ impl Client {
             return Box::pin(self.call_script(&link, &call, once)).await;
         }
         let transition = call.transition;
-        match self.send(&link, call.into_function(), once).await {
+        match self.send(&link, call.function, once).await {
             Ok(reply) => Ok(reply),
             Err(refused) => Box::pin(self.call_again(&link, transition, refused, once)).await,
         }
@@ -212,7 +209,7 @@ impl Client {
         match errors::meaning(&error) {
             Some(Meaning::NoCommand) => {
                 link.functions.store(false, Relaxed);
-                self.call_script(link, &Call::refused(transition, *function), once).await
+                self.call_script(link, &Call { transition, function: *function }, once).await
             }
             // The operator loads it; where there is none, whoever may does.
             Some(Meaning::NotLoaded) => {

@@ -68,9 +68,11 @@ pub(super) fn is_loaded_already(error: &RedisError) -> bool {
 
 /// A transition with all that it is told. Written down before anything is waited for: what waits for
 /// a store is small then, and needs none of what it was made from.
+#[derive(Clone)]
 pub(super) struct Call {
     pub(super) transition: Transition,
-    function: Cmd,
+    /// As a function of the library.
+    pub(super) function: Cmd,
 }
 
 impl Call {
@@ -84,21 +86,6 @@ impl Call {
         let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
         let mut function = Cmd::with_capacity(3 + keys.len() + args.len(), 16 + name.len() + size);
         function.arg("FCALL").arg(name).arg(keys.len()).arg(keys).arg(args);
-        Call { transition, function }
-    }
-
-    /// As a function of the library.
-    pub(super) fn function(&self) -> &Cmd {
-        &self.function
-    }
-
-    /// The same, and none of the rest.
-    pub(super) fn into_function(self) -> Cmd {
-        self.function
-    }
-
-    /// A call whose function a server has refused, to be made in another way.
-    pub(super) fn refused(transition: Transition, function: Cmd) -> Self {
         Call { transition, function }
     }
 
