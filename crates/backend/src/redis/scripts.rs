@@ -8,6 +8,7 @@ use std::{fmt::Write, sync::LazyLock};
 use sha2::{Digest, Sha256};
 
 const CLOCK: &str = include_str!("lua/clock.lua");
+const NUMBERS: &str = include_str!("lua/numbers.lua");
 const PRELUDE: &str = include_str!("lua/prelude.lua");
 const RATELIMIT_PRELUDE: &str = include_str!("lua/ratelimit_prelude.lua");
 /// Comes after [`PRELUDE`], whose parts it uses.
@@ -144,18 +145,18 @@ impl Transition {
             | Transition::LockForceRelease
             | Transition::LockQuery
             | Transition::LockNewest
-            | Transition::LockRaise => &[PRELUDE],
+            | Transition::LockRaise => &[NUMBERS, PRELUDE],
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease
-            | Transition::RatelimitPutBack => &[RATELIMIT_PRELUDE],
+            | Transition::RatelimitPutBack => &[NUMBERS, RATELIMIT_PRELUDE],
             Transition::SemaphoreAcquire
             | Transition::SemaphoreRenew
             | Transition::SemaphoreRelease
             | Transition::SemaphoreCancel
             | Transition::SemaphoreBeat
             | Transition::SemaphoreForceRelease
-            | Transition::SemaphoreQuery => &[PRELUDE, SEMAPHORE_PRELUDE],
+            | Transition::SemaphoreQuery => &[NUMBERS, PRELUDE, SEMAPHORE_PRELUDE],
         }
     }
 
@@ -204,6 +205,12 @@ pub struct Script {
 }
 
 impl Scripts {
+    /// What makes numbers to texts. Tests run it as a server of 32 bits would.
+    #[doc(hidden)]
+    pub fn numbers() -> &'static str {
+        NUMBERS
+    }
+
     /// The scripts of this version.
     pub fn shared() -> &'static Scripts {
         static SHARED: LazyLock<Scripts> = LazyLock::new(|| Scripts::compose(CLOCK));
@@ -212,11 +219,11 @@ impl Scripts {
 
     /// The scripts with another `store_ms()`: tests inject the store's time.
     pub fn compose(clock: &str) -> Scripts {
+        let parts = [clock, NUMBERS, PRELUDE, RATELIMIT_PRELUDE, SEMAPHORE_PRELUDE];
         let mut hash = Sha256::new();
-        hash.update(clock);
-        hash.update(PRELUDE);
-        hash.update(RATELIMIT_PRELUDE);
-        hash.update(SEMAPHORE_PRELUDE);
+        for part in parts {
+            hash.update(part);
+        }
         for transition in Transition::ALL {
             hash.update(transition.body());
         }
@@ -224,8 +231,7 @@ impl Scripts {
         let library = format!("holdfast_{version}");
         let functions: Vec<String> =
             Transition::ALL.iter().map(|t| format!("{library}_{}", t.name())).collect();
-        let mut source =
-            format!("#!lua name={library}\n{clock}{PRELUDE}{RATELIMIT_PRELUDE}{SEMAPHORE_PRELUDE}");
+        let mut source = format!("#!lua name={library}\n{}", parts.concat());
         for (transition, function) in Transition::ALL.iter().zip(&functions) {
             // Writing to a string cannot fail.
             let _ = write!(

@@ -198,3 +198,19 @@ fn a_wrong_rule_is_found() {
     let found = compare(&[], &BROKEN_SCRIPTS, HISTORIES).unwrap_err();
     assert!(found.contains("left"), "{found}");
 }
+
+#[tokio::test]
+async fn numbers_are_written_alike_where_a_long_is_short() {
+    let store = Store::start(&[]).await;
+    // What `string.format` does where a C long has 32 bits.
+    let short = "local string = { gsub = string.gsub, format = function(format, number) \
+                 if string.find(format, '%d', 1, true) and number >= 2147483648 then \
+                 return '-2147483648' end return string.format(format, number) end }\n";
+    for number in ["0", "7", "2147483647", "2147483648", "1795703000000", "9007199254740991"] {
+        for server in ["", short] {
+            let script = format!("{server}{}return int(tonumber(ARGV[1]))", Scripts::numbers());
+            let text: String = store.command(&["EVAL", &script, "0", number]).await.unwrap();
+            assert_eq!(text, number, "{server}");
+        }
+    }
+}

@@ -5,6 +5,7 @@
 --                   | 'F', waiters | 'C'
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
+count_waiters(st)
 local want = {
   hold = ARGV[7], session = ARGV[8], ttl = tonumber(ARGV[9]), max_hold = tonumber(ARGV[10]),
   holder = ARGV[12],

@@ -5,6 +5,7 @@
 -- and not claimed also: hold, what is left of the offer in ms.
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
+count_waiters(st)
 local session = ARGV[7]
 note_beat(st, session)
 promote(st)

@@ -20,13 +20,10 @@
 --   ' <hold> <session> <since> <expires> <ttl> <max hold> <claimed> <holder>'.
 -- The policy: '<generation>:<min hold>:<lock delay>:<max waiters>:<beat>:<1 = fifo>:<fence floor>'.
 --
--- Numbers are integers below 2^53, because Lua's are doubles; text of them is made by '%.0f' only.
+-- Numbers become text by `numbers.lua` only.
 
 local BEATS_TO_LIVE, REAP_AT_ONCE, TOMB_FACTOR = 3, 32, 2
-
-local function int(number)
-  return string.format('%.0f', number)
-end
+local RECORD, HELD = '%d %d %d %d %d %s', ' %s %s %d %d %d %d %s %s'
 
 -- A store sees few policies many times: a Function keeps what it has parsed (a script, which starts
 -- anew every time, does not).
@@ -142,17 +139,21 @@ local function begin(KEYS, ARGV)
     st.held = nil
     st.free_at = held.expires + st.policy.lock_delay
   end
-  -- The list is the truth: a queue that somebody deleted is empty, whatever the record says.
-  if st.waiters > 0 then st.waiters = redis.call('LLEN', KEYS[2]) end
   st.tombed = got[3] and st.now < tonumber(got[3]) or false
   return st
 end
 
+-- The list is the truth: a queue that somebody deleted is empty, whatever the record says. For those
+-- that tell the number; who takes from the list sees by itself when it is empty.
+local function count_waiters(st)
+  if st.waiters > 0 then st.waiters = redis.call('LLEN', st.keys[2]) end
+end
+
 local function save(st)
-  local record, held = string.format('%.0f %.0f %.0f %.0f %.0f %s',
+  local record, held = string.format(format_of(RECORD),
     st.now, st.epoch, st.seq, st.free_at, st.waiters, st.policy.token), st.held
   if held then
-    record = record .. string.format(' %s %s %.0f %.0f %.0f %.0f %s %s',
+    record = record .. string.format(format_of(HELD),
       held.hold, held.session, held.since, held.expires, held.ttl, held.max_hold,
       held.claimed, held.holder)
   end

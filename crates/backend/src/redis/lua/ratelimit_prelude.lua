@@ -7,7 +7,7 @@
 --   t level | s start previous current | f start count | c how many, then name cost expires of each
 -- The token: '<generation>' and per rule ';t,<unit>,<drain>,<burst>', ';s,<limit>,<window us>,0',
 --   ';f,<limit>,<window us>,0' or ';c,<limit>,<ttl us>,0'.
--- Numbers are integers below 2^53, because Lua's are doubles; text of them is made by '%.0f' only.
+-- Numbers become text by `numbers.lua` only.
 local rate_policies, rate_policies_kept = {}, 0
 
 local function rate_policy(token)
@@ -170,12 +170,12 @@ local function rate_begin(KEYS, ARGV)
 end
 
 local function rate_save(KEYS, st)
-  local text, ends = { st.policy.token, string.format('%.0f', st.last) }, 0
+  local text, ends = { st.policy.token, int(st.last) }, 0
   for i, rule in ipairs(st.policy) do
     local slot = st[i]
     ends = math.max(ends, rate_ends(slot, rule, st.last))
     if rule.kind == 'c' then text[#text + 1] = tostring(#slot / 3) end
-    for n = 1, #slot do text[#text + 1] = string.format('%.0f', slot[n]) end
+    for n = 1, #slot do text[#text + 1] = int(slot[n]) end
   end
   redis.call('SET', KEYS[1], table.concat(text, ' '), 'PX', math.max(math.ceil(ends / 1000), 1))
 end

@@ -15,6 +15,7 @@
 -- The record: '<seen> <epoch> <seq> <permits in use> <waiters> <policy>'; it never expires.
 -- The policy: '<generation>:<permits>:<max per holder>:<max waiters>:<beat>:<1 = fifo>:<fence floor>'.
 -- A ticket: 't:<hold>' -> '<permits> <session> <ttl> <max hold> <holder>' in the waiters.
+local SEM_HELD = '%d %d %s %d %d %d %d %s %d %s'
 local sem_policies, sem_policies_kept = {}, 0
 
 local function sem_policy(token)
@@ -71,7 +72,7 @@ end
 -- Writes a hold that is there. Nobody may come to reap it: the store forgets it in the end.
 local function sem_write(st, held)
   redis.call('HSET', st.keys[4], 'h:' .. held.hold, string.format(
-    '%.0f %.0f %s %.0f %.0f %.0f %.0f %s %.0f %s', held.seq, held.epoch, held.session, held.since,
+    format_of(SEM_HELD), held.seq, held.epoch, held.session, held.since,
     held.expires, held.ttl, held.max_hold, held.claimed, held.permits, held.holder))
   redis.call('ZADD', st.keys[5], int(held.expires), held.hold)
   local last = redis.call('ZRANGE', st.keys[5], -1, -1, 'WITHSCORES')
@@ -121,13 +122,13 @@ local function sem_begin(KEYS, ARGV)
     -- The holds are the truth: those that somebody deleted are gone, whatever the record says.
     if redis.call('ZCARD', KEYS[5]) == 0 then st.used = 0 end
   end
-  if st.waiters > 0 then st.waiters = redis.call('LLEN', KEYS[2]) end
+  count_waiters(st)
   st.tombed = got[3] and st.now < tonumber(got[3]) or false
   return st
 end
 
 local function sem_save(st)
-  redis.call('SET', st.keys[1], string.format('%.0f %.0f %.0f %.0f %.0f %s',
+  redis.call('SET', st.keys[1], string.format(format_of(RECORD),
     st.now, st.epoch, st.seq, st.used, st.waiters, st.policy.token))
 end
 
