@@ -163,7 +163,7 @@ impl Client {
         keys: &[&str],
         args: &[&str],
     ) -> impl Future<Output = Result<Vec<Value>, BackendError>> + Send + use<'_> {
-        self.perform(Call::new(self.scripts, transition, keys, args))
+        self.perform(Call::new(self.scripts, transition, [keys, &[]], [args, &[]]))
     }
 
     /// Runs a transition that is written down already.

@@ -30,6 +30,14 @@ const TOMB: &str = ":x:";
 const NEVER: &str = ":-";
 /// What most names need.
 const ROOM: usize = 96;
+/// The most parts of an object that a transition names.
+pub(super) const MOST: usize = 8;
+/// The parts of a lock that every transition names.
+pub(super) const OF_LOCK: [&str; 3] = [RECORD, QUEUE, WAITERS];
+/// Those of a semaphore: of a lock, and what its holds are kept in, when they expire, their fences, those
+/// that are offered.
+pub(super) const OF_SEMAPHORE: [&str; 7] =
+    [RECORD, QUEUE, WAITERS, HOLDS, EXPIRIES, FENCES, OFFERS];
 
 /// The names of one object's parts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +74,19 @@ impl ObjectKeys {
         [&self.stem, WAITERS].concat()
     }
 
-    /// What a semaphore's holds are kept in: the holds, when they expire, their fences, those that are
-    /// offered.
-    pub fn holds(&self) -> [String; 4] {
-        [HOLDS, EXPIRIES, FENCES, OFFERS].map(|part| [&self.stem, part].concat())
+    /// The names of some parts, and of what a hold leaves when it is cancelled.
+    pub(super) fn of(self, parts: &[&str], tomb: Option<&HoldId>) -> Names {
+        let ObjectKeys { stem: mut text } = self;
+        let stem = text.len();
+        text.reserve(MOST * (stem + NEVER.len()) + ROOM);
+        let mut names = Names { text, ends: [0; MOST], count: 0 };
+        for part in parts {
+            names.add(stem, &[part]);
+        }
+        if let Some(hold) = tomb {
+            names.add(stem, &[TOMB, hold.as_str()]);
+        }
+        names
     }
 
     /// A name that never exists. A transition that names it is refused while the slot is being moved
@@ -81,6 +98,35 @@ impl ObjectKeys {
     /// What a cancelled hold leaves.
     pub fn tomb(&self, hold: &HoldId) -> String {
         [&self.stem, TOMB, hold.as_str()].concat()
+    }
+}
+
+/// Names of one object, in one piece of memory: a request has several.
+pub(super) struct Names {
+    text: String,
+    ends: [usize; MOST],
+    count: usize,
+}
+
+impl Names {
+    fn add(&mut self, stem: usize, parts: &[&str]) {
+        let Some(end) = self.ends.get_mut(self.count) else { return };
+        if self.count > 0 {
+            self.text.extend_from_within(..stem);
+        }
+        parts.iter().for_each(|part| self.text.push_str(part));
+        *end = self.text.len();
+        self.count += 1;
+    }
+
+    /// One after the other, in a room of the caller's.
+    pub(super) fn list<'a>(&'a self, room: &'a mut [&'a str; MOST]) -> &'a [&'a str] {
+        let mut start = 0;
+        for (end, name) in self.ends.iter().zip(room.iter_mut()).take(self.count) {
+            *name = self.text.get(start..*end).unwrap_or_default();
+            start = *end;
+        }
+        room.get(..self.count).unwrap_or_default()
     }
 }
 
@@ -227,10 +273,13 @@ mod tests {
     }
 
     fn names(at: &Address) -> Vec<String> {
-        let keys = ObjectKeys::new(at);
-        let tomb = keys.tomb(&HoldId::new("h").unwrap());
-        let mut names = vec![keys.record(), keys.queue(), keys.waiters(), tomb, keys.never()];
-        names.extend(keys.holds());
+        let (keys, hold) = (ObjectKeys::new(at), HoldId::new("h").unwrap());
+        let of = keys.clone().of(&OF_SEMAPHORE, Some(&hold));
+        let mut room = [""; MOST];
+        let mut names: Vec<String> = of.list(&mut room).iter().map(|&name| name.into()).collect();
+        let alone = [keys.record(), keys.queue(), keys.waiters(), keys.tomb(&hold)];
+        assert_eq!([0, 1, 2, 7].map(|i| names[i].clone()), alone);
+        names.push(keys.never());
         names
     }
 

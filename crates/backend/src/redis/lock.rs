@@ -24,7 +24,7 @@ use super::{
     config::RedisConfig,
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
-    policy::{Policies, encode_ms},
+    policy::{Policies, ms_of},
     pushes::{Listener, PushCounts, Topics},
     reply::{Reply, unexpected},
     scripts::Transition,
@@ -162,12 +162,10 @@ impl RedisLocks {
         args: &[&str],
     ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
         let policy = self.policies.encode(at, config);
-        let names = ObjectKeys::new(at);
-        let (record, queue, waiters) = (names.record(), names.queue(), names.waiters());
-        let tomb = tomb.map(|hold| names.tomb(hold));
-        let mut keys: Vec<&str> = vec![&record, &queue, &waiters];
-        keys.extend(tomb.as_deref());
-        self.run((transition, config.consistency), at, &policy, &keys, args)
+        let names = ObjectKeys::new(at).of(&keys::OF_LOCK, tomb);
+        let mut room = [""; keys::MOST];
+        let keys = names.list(&mut room);
+        self.run((transition, config.consistency), at, &policy, keys, args)
     }
 
     /// Sends a request: the verdict, and what belongs to it.
@@ -176,12 +174,13 @@ impl RedisLocks {
         at: &'a Address,
         request: &Acquire,
     ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
-        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
+        let mut room = [itoa::Buffer::new(); 2];
+        let [ttl, max_hold] = &mut room;
         let args = [
             request.hold.as_str(),
             request.session.as_str(),
-            &ttl,
-            &max_hold,
+            ttl.format(ms_of(request.ttl)),
+            max_hold.format(ms_of(request.max_hold)),
             if request.enqueue { "1" } else { "0" },
             request.holder.as_str(),
         ];
@@ -245,7 +244,8 @@ impl LockBackend for RedisLocks {
         hold: &HoldId,
         ttl: Duration,
     ) -> Result<Renewal, BackendError> {
-        let args = [hold.as_str(), &encode_ms(ttl)];
+        let mut room = itoa::Buffer::new();
+        let args = [hold.as_str(), room.format(ms_of(ttl))];
         let mut reply = self.step(Transition::LockRenew, at, config, None, &args).await?;
         Ok(match reply.signed()? {
             left if left < 0 => Renewal::Lost,
@@ -276,8 +276,8 @@ impl LockBackend for RedisLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<(), BackendError> {
-        let ttl = encode_ms(Duration::from_millis(config.ttl_ms));
-        let args = [hold.as_str(), &ttl];
+        let mut room = itoa::Buffer::new();
+        let args = [hold.as_str(), room.format(ms_of(Duration::from_millis(config.ttl_ms)))];
         self.step(Transition::LockCancel, at, config, Some(hold), &args).await.map(drop)
     }
 

@@ -53,8 +53,8 @@ const fn ms(ms: u64) -> u64 {
 }
 
 /// A time as scripts take it.
-pub(super) fn encode_ms(time: Duration) -> String {
-    (time.as_millis() as u64).min(MAX_MS).to_string()
+pub(super) fn ms_of(time: Duration) -> u64 {
+    (time.as_millis() as u64).min(MAX_MS)
 }
 
 const fn is_fifo(fairness: Fairness) -> u8 {

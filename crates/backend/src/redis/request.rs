@@ -79,13 +79,20 @@ impl Call {
     pub(super) fn new(
         scripts: &Scripts,
         transition: Transition,
-        keys: &[&str],
-        args: &[&str],
+        keys: [&[&str]; 2],
+        args: [&[&str]; 2],
     ) -> Self {
         let name = scripts.function(transition);
-        let size: usize = keys.iter().chain(args).map(|part| part.len()).sum();
-        let mut function = Cmd::with_capacity(3 + keys.len() + args.len(), 16 + name.len() + size);
-        function.arg("FCALL").arg(name).arg(keys.len()).arg(keys).arg(args);
+        let (mut many, mut size) = (FIRST_KEY, 16 + name.len());
+        for parts in keys.iter().chain(&args) {
+            many += parts.len();
+            size += parts.iter().map(|part| part.len()).sum::<usize>();
+        }
+        let mut function = Cmd::with_capacity(many, size);
+        function.arg("FCALL").arg(name).arg(keys[0].len() + keys[1].len());
+        for parts in keys.iter().chain(&args) {
+            function.arg(*parts);
+        }
         Call { transition, function }
     }
 

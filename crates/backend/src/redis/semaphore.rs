@@ -15,9 +15,9 @@ use holdfast_core::{
 
 use super::{
     RedisLocks,
-    keys::ObjectKeys,
+    keys::{self, ObjectKeys},
     look::NAMES_IN_VIEW,
-    policy::{Policies, encode_ms},
+    policy::{Policies, ms_of},
     reply::{Reply, unexpected},
     scripts::Transition,
 };
@@ -45,19 +45,18 @@ impl RedisSemaphores {
         args: &[&str],
     ) -> impl Future<Output = Result<Reply, BackendError>> + Send + use<'a> {
         let policy = self.policies.encode(at, config);
-        let names = ObjectKeys::new(at);
-        let tomb = tomb.map(|hold| names.tomb(hold));
-        let names = all_keys(&names);
-        let mut keys: Vec<&str> = names.iter().map(String::as_str).collect();
-        keys.extend(tomb.as_deref());
-        self.store.run((transition, config.consistency), at, &policy, &keys, args)
+        let names = ObjectKeys::new(at).of(&keys::OF_SEMAPHORE, tomb);
+        let mut room = [""; keys::MOST];
+        let keys = names.list(&mut room);
+        self.store.run((transition, config.consistency), at, &policy, keys, args)
     }
 
     async fn view(&self, at: &Address) -> Result<LockView, BackendError> {
-        let names = all_keys(&ObjectKeys::new(at));
-        let keys = names.each_ref().map(String::as_str);
+        let names = ObjectKeys::new(at).of(&keys::OF_SEMAPHORE, None);
+        let mut room = [""; keys::MOST];
         let args = [NAMES_IN_VIEW, &NAMED.to_string()];
-        let reply = self.store.client.call(Transition::SemaphoreQuery, &keys, &args).await?;
+        let call = self.store.client.call(Transition::SemaphoreQuery, names.list(&mut room), &args);
+        let reply = call.await?;
         let mut reply = Reply::new(reply);
         let last_fence = read_fence(&mut reply)?;
         let (waiters, queue) = (reply.count()?, reply.names()?);
@@ -114,15 +113,15 @@ impl LockBackend for RedisSemaphores {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let (ttl, max_hold) = (encode_ms(request.ttl), encode_ms(request.max_hold));
-        let permits = request.permits.to_string();
+        let mut room = [itoa::Buffer::new(); 3];
+        let [ttl, max_hold, permits] = &mut room;
         let args = [
             request.hold.as_str(),
             request.session.as_str(),
-            &ttl,
-            &max_hold,
+            ttl.format(ms_of(request.ttl)),
+            max_hold.format(ms_of(request.max_hold)),
             if request.enqueue { "1" } else { "0" },
-            &permits,
+            permits.format(request.permits),
             request.holder.as_str(),
         ];
         let hold = Some(&request.hold);
@@ -146,7 +145,8 @@ impl LockBackend for RedisSemaphores {
         hold: &HoldId,
         ttl: Duration,
     ) -> Result<Renewal, BackendError> {
-        let args = [hold.as_str(), &encode_ms(ttl)];
+        let mut room = itoa::Buffer::new();
+        let args = [hold.as_str(), room.format(ms_of(ttl))];
         let mut reply = self.step(Transition::SemaphoreRenew, at, config, None, &args).await?;
         Ok(match reply.signed()? {
             left if left < 0 => Renewal::Lost,
@@ -171,8 +171,8 @@ impl LockBackend for RedisSemaphores {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<(), BackendError> {
-        let ttl = encode_ms(Duration::from_millis(config.ttl_ms));
-        let args = [hold.as_str(), &ttl];
+        let mut room = itoa::Buffer::new();
+        let args = [hold.as_str(), room.format(ms_of(Duration::from_millis(config.ttl_ms)))];
         self.step(Transition::SemaphoreCancel, at, config, Some(hold), &args).await.map(drop)
     }
 
@@ -233,12 +233,6 @@ impl LockBackend for RedisSemaphores {
         let view = |at: Address| async move { self.view(&at).await };
         self.store.look(kind, namespace, class, limit, view).await
     }
-}
-
-/// The keys of every script, in their order.
-fn all_keys(names: &ObjectKeys) -> [String; 7] {
-    let [holds, expiries, fences, offers] = names.holds();
-    [names.record(), names.queue(), names.waiters(), holds, expiries, fences, offers]
 }
 
 fn read_fence(reply: &mut Reply) -> Result<Fence, BackendError> {

@@ -51,17 +51,18 @@ impl RedisLocks {
             return Err(BackendError::NotFound(what));
         }
         self.in_epoch(consistency, |epoch, mode| {
-            let (number, runs) = (epoch.number.to_string(), epoch.runs_of_scripts());
-            let mut all = Vec::with_capacity(6 + args.len());
-            all.extend([&*self.marker, &number, &runs, mode, policy, &self.channel_prefix]);
-            all.extend(args);
-            let call = |keys: &[&str]| Call::new(self.client.scripts(), transition, keys, &all);
+            let (mut room, runs) = (itoa::Buffer::new(), epoch.runs_of_scripts());
+            let number = room.format(epoch.number);
+            let common = [&*self.marker, number, &runs, mode, policy, &self.channel_prefix];
+            let call = |keys: [&[&str]; 2]| {
+                Call::new(self.client.scripts(), transition, keys, [&common, args])
+            };
             if epoch.runs.is_empty() {
-                return call(keys);
+                return call([keys, &[]]);
             }
             // In a cluster: what is on its way to another server is not acted on.
             let never = ObjectKeys::new(at).never();
-            call(&[keys, &[never.as_str()]].concat())
+            call([keys, &[never.as_str()]])
         })
     }
 
