@@ -1,11 +1,10 @@
 //! What ends connections from outside: the server's stop, and a client that is silent too long.
 //!
-//! hyper times a client's headers with a timer that it makes and drops with every request. A timer
-//! of the runtime is too dear for that, so [`Leash`] is a cheap one: a time in a cell, which the
-//! server looks at every [`LOOK_EVERY`]. Time-outs here are generous, so that does not matter.
+//! A timer of the runtime for every request would cost as much as a lock in memory. A connection's
+//! time-out is therefore a time in a cell, which the server looks at every [`LOOK_EVERY`]. Time-outs
+//! here are generous, so that does not matter.
 
 use std::{
-    future::Future,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -15,8 +14,9 @@ use std::{
     time::Duration,
 };
 
+use axum::body::{Body, HttpBody};
 use futures::task::AtomicWaker;
-use hyper::rt::{Sleep, Timer};
+use hyper::body::{Bytes, Frame, SizeHint};
 use tokio::time::Instant;
 
 /// How often [`Leashes::look`] is to be called while there are connections; time-outs may be off by as
@@ -27,6 +27,7 @@ const NEVER: u64 = u64::MAX;
 
 /// The leashes of one server.
 pub struct Leashes {
+    patience_ms: u64,
     clock: Arc<Coarse>,
     all: Mutex<Vec<Weak<Inner>>>,
 }
@@ -38,31 +39,38 @@ struct Coarse {
 }
 
 /// One connection's.
-#[derive(Clone)]
 pub struct Leash(Arc<Inner>);
 
 struct Inner {
     clock: Arc<Coarse>,
+    patience_ms: u64,
     /// Milliseconds after the clock began; zero once it has passed.
     due_ms: AtomicU64,
+    /// A request is being answered.
+    busy: AtomicBool,
     stop: AtomicBool,
     waker: AtomicWaker,
 }
 
-impl Default for Leashes {
-    fn default() -> Self {
-        let clock = Coarse { began: Instant::now(), now_ms: AtomicU64::new(0) };
-        Leashes { clock: Arc::new(clock), all: Mutex::default() }
-    }
-}
-
 impl Leashes {
+    /// Leashes of connections that may be silent for so long, with no request being answered.
+    pub fn new(patience: Duration) -> Self {
+        let clock = Coarse { began: Instant::now(), now_ms: AtomicU64::new(0) };
+        Leashes {
+            patience_ms: patience.as_millis() as u64,
+            clock: Arc::new(clock),
+            all: Mutex::default(),
+        }
+    }
+
     /// One more.
     pub fn add(&self) -> Leash {
         self.clock.advance();
         let leash = Arc::new(Inner {
             clock: self.clock.clone(),
+            patience_ms: self.patience_ms,
             due_ms: AtomicU64::new(NEVER),
+            busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             waker: AtomicWaker::new(),
         });
@@ -114,82 +122,137 @@ impl Leash {
     pub fn is_stopped(&self) -> bool {
         self.0.stop.load(Relaxed)
     }
-}
 
-#[allow(clippy::disallowed_types, reason = "hyper's trait; a time-out, not a hold's deadline")]
-impl Timer for Leash {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-        self.sleep_until(self.now() + duration)
+    /// Whether the client has been silent too long.
+    pub fn is_overdue(&self) -> bool {
+        self.0.due_ms.load(Relaxed) == 0
     }
 
-    fn now(&self) -> std::time::Instant {
-        let clock = &self.0.clock;
-        (clock.began + Duration::from_millis(clock.now_ms.load(Relaxed))).into_std()
-    }
-
-    fn sleep_until(&self, deadline: std::time::Instant) -> Pin<Box<dyn Sleep>> {
-        let due = Instant::from_std(deadline).saturating_duration_since(self.0.clock.began);
-        self.0.due_ms.store((due.as_millis() as u64).max(1), Relaxed);
-        Box::pin(Silence(self.0.clone()))
-    }
-}
-
-/// Ready when the client has been silent too long.
-struct Silence(Arc<Inner>);
-
-impl Sleep for Silence {}
-
-impl Future for Silence {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
-        if self.0.due_ms.load(Relaxed) == 0 { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
-impl Drop for Silence {
-    fn drop(&mut self) {
+    /// A request has come.
+    pub fn begin(&self) {
+        self.0.busy.store(true, Relaxed);
         self.0.due_ms.store(NEVER, Relaxed);
+    }
+
+    /// It is answered, but for what [`Leash::watch`] sees to.
+    pub fn end(&self) {
+        self.0.busy.store(false, Relaxed);
+    }
+
+    /// An answer that takes time to send: until it is over, the request is being answered.
+    pub fn watch(&self, body: Body) -> Body {
+        Body::new(Watched { body, leash: Leash(self.0.clone()) })
+    }
+
+    /// There is nothing to do for the connection: the client is silent from now on, unless a request
+    /// is being answered or it has been silent before.
+    pub fn wait(&self) {
+        let Inner { clock, patience_ms, due_ms, busy, .. } = &*self.0;
+        if due_ms.load(Relaxed) == NEVER && !busy.load(Relaxed) {
+            due_ms.store(clock.now_ms.load(Relaxed) + patience_ms, Relaxed);
+        }
+    }
+}
+
+struct Watched {
+    body: Body,
+    leash: Leash,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.leash.end();
+    }
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures::{FutureExt, poll};
-
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_silence_ends_when_it_is_looked_at_after_its_time_and_not_before() {
-        let leashes = Leashes::default();
-        let leash = leashes.add();
-        let mut silence = leash.sleep(Duration::from_secs(90));
-        let mut task = std::future::poll_fn(|cx| {
-            leash.tie(cx.waker());
-            silence.as_mut().poll(cx)
-        });
-        assert!(poll!(&mut task).is_pending());
-        tokio::time::advance(Duration::from_secs(89)).await;
+    const PATIENCE: Duration = Duration::from_secs(90);
+
+    async fn later(leashes: &Leashes, seconds: u64) {
+        tokio::time::advance(Duration::from_secs(seconds)).await;
         leashes.look();
-        assert!(poll!(&mut task).is_pending());
-        tokio::time::advance(Duration::from_secs(2)).await;
-        leashes.look();
-        assert!(task.now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silence_that_was_broken_ends_nothing_and_leashes_are_forgotten() {
-        let leashes = Leashes::default();
+    async fn a_silence_ends_when_it_is_looked_at_after_its_time_and_not_before() {
+        let leashes = Leashes::new(PATIENCE);
         let leash = leashes.add();
-        drop(leash.sleep(Duration::from_secs(90)));
-        tokio::time::advance(Duration::from_secs(100)).await;
-        leashes.look();
-        let mut later = leash.sleep(Duration::from_secs(90));
-        assert!(poll!(later.as_mut()).is_pending());
+        let woken = tied_flag(&leash);
+        leash.wait();
+        later(&leashes, 60).await;
+        // A byte that is no whole request: the silence goes on.
+        leash.wait();
+        later(&leashes, 29).await;
+        assert!(!leash.is_overdue() && !woken.load(Relaxed));
+        later(&leashes, 2).await;
+        assert!(leash.is_overdue() && woken.load(Relaxed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_may_take_longer_and_so_may_its_answer() {
+        let leashes = Leashes::new(PATIENCE);
+        let leash = leashes.add();
+        leash.wait();
+        leash.begin();
+        leash.wait();
+        later(&leashes, 100).await;
+        let body = leash.watch(Body::empty());
+        leash.wait();
+        later(&leashes, 100).await;
+        assert!(!leash.is_overdue());
+        drop(body);
+        leash.wait();
+        later(&leashes, 89).await;
+        assert!(!leash.is_overdue());
+        later(&leashes, 2).await;
+        assert!(leash.is_overdue());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_wakes_and_leashes_that_are_no_more_are_forgotten() {
+        let leashes = Leashes::new(PATIENCE);
+        let leash = leashes.add();
+        let woken = tied_flag(&leash);
         leashes.stop();
-        assert!(leash.is_stopped());
-        drop((later, leash));
+        assert!(leash.is_stopped() && woken.load(Relaxed));
+        drop(leash);
         leashes.look();
         assert!(leashes.all().is_empty());
+    }
+
+    /// Whether the connection has been woken.
+    fn tied_flag(leash: &Leash) -> Arc<AtomicBool> {
+        struct Flag(Arc<AtomicBool>);
+        impl futures::task::ArcWake for Flag {
+            fn wake_by_ref(flag: &Arc<Self>) {
+                flag.0.store(true, Relaxed);
+            }
+        }
+        let woken = Arc::<AtomicBool>::default();
+        leash.tie(&futures::task::waker(Arc::new(Flag(woken.clone()))));
+        woken
     }
 }

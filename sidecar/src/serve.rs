@@ -9,10 +9,13 @@ use std::{
     pin::pin,
     str::FromStr,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
 use anyhow::{Context, bail};
+use futures::TryFutureExt;
+use http_body_util::Either;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -127,7 +130,7 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = tokio_util::task::TaskTracker::new();
-    let (leashes, mut look) = (Leashes::default(), interval(LOOK_EVERY));
+    let (leashes, mut look) = (Leashes::new(HEADERS_WITHIN), interval(LOOK_EVERY));
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
@@ -190,10 +193,23 @@ async fn connection(
     leash: Leash,
     _permit: OwnedSemaphorePermit,
 ) {
-    let service = service_fn(|request: Request<Incoming>| app.answer(request));
+    let service = service_fn(|request: Request<Incoming>| {
+        leash.begin();
+        app.answer(request).map_ok(|answer| match answer.body() {
+            // Written at once.
+            Either::Left(_) => {
+                leash.end();
+                answer
+            }
+            Either::Right(_) => answer.map(|body| match body {
+                Either::Right(body) => Either::Right(leash.watch(body)),
+                written => written,
+            }),
+        })
+    });
     let serving = http1::Builder::new()
-        .timer(leash.clone())
-        .header_read_timeout(HEADERS_WITHIN)
+        // The leash does it.
+        .header_read_timeout(None)
         .max_buf_size(MAX_HEADERS)
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(io), service);
@@ -203,11 +219,18 @@ async fn connection(
             leash.tie(cx.waker());
             tied = true;
         }
+        if leash.is_overdue() {
+            return Poll::Ready(Ok(()));
+        }
         if !ending && leash.is_stopped() {
             serving.as_mut().graceful_shutdown();
             ending = true;
         }
-        serving.as_mut().poll(cx)
+        let ended = serving.as_mut().poll(cx);
+        if ended.is_pending() {
+            leash.wait();
+        }
+        ended
     });
     if let Err(error) = ended.await {
         tracing::debug!(%error, "a connection broke");
