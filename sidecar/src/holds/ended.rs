@@ -1,17 +1,14 @@
 //! What became of holds that are no more, for those who ask late: a second release, a retry.
 //!
-//! Bounded: the oldest is forgotten first. Whoever asks about a forgotten one is told that the hold
+//! Bounded: the oldest are forgotten first. Whoever asks about a forgotten one is told that the hold
 //! is not there, which is true.
 
-use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    hash::BuildHasher,
-};
+use std::{collections::HashMap, hash::BuildHasher, mem};
 
 use foldhash::{fast, quality};
 
-/// How many are remembered.
-const CAPACITY: usize = 16_384;
+/// How many are remembered at least; twice as many at most.
+const CAPACITY: usize = 4_096;
 
 /// How a hold ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,32 +41,39 @@ impl End {
 /// The ends of the newest holds that ended. Hashes and not names: the table must not keep thousands
 /// of small allocations alive between those that come and go. A name that was never here shares its
 /// hash with one of them once in a million billion look-ups.
+///
+/// In two generations: when the younger is full, the older is forgotten as a whole. To forget them
+/// one by one would cost every release two more lines of memory that no cache has.
 #[derive(Default)]
 pub struct Ended {
     names: quality::RandomState,
-    ends: HashMap<u64, End, fast::RandomState>,
-    order: VecDeque<u64>,
+    young: Ends,
+    old: Ends,
 }
+
+type Ends = HashMap<u64, End, fast::RandomState>;
 
 impl Ended {
     /// Remembers an end. The first one counts.
     pub fn note(&mut self, hold: &str, end: End) {
         let hold = self.names.hash_one(hold);
-        match self.ends.entry(hold) {
-            Entry::Occupied(_) => return,
-            Entry::Vacant(entry) => drop(entry.insert(end)),
+        if self.find(hold).is_some() {
+            return;
         }
-        if self.order.len() >= CAPACITY
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ends.remove(&oldest);
+        if self.young.len() >= CAPACITY {
+            mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
         }
-        self.order.push_back(hold);
+        self.young.insert(hold, end);
     }
 
     /// How a hold ended, if it is remembered.
     pub fn get(&self, hold: &str) -> Option<End> {
-        self.ends.get(&self.names.hash_one(hold)).copied()
+        self.find(self.names.hash_one(hold))
+    }
+
+    fn find(&self, hold: u64) -> Option<End> {
+        self.young.get(&hold).or_else(|| self.old.get(&hold)).copied()
     }
 }
 
@@ -82,13 +86,14 @@ mod tests {
     #[test]
     fn memory_is_bounded_and_the_oldest_goes_first() {
         let mut ended = Ended::default();
-        let holds: Vec<HoldId> = (0..=CAPACITY).map(|_| HoldId::random()).collect();
-        for hold in &holds {
+        let holds: Vec<HoldId> = (0..=2 * CAPACITY).map(|_| HoldId::random()).collect();
+        for (i, hold) in holds.iter().enumerate() {
             ended.note(hold.as_str(), End::Released);
             ended.note(hold.as_str(), End::Expired);
+            let newest = &holds[(i + 1).saturating_sub(CAPACITY)];
+            assert_eq!(ended.get(newest.as_str()), Some(End::Released), "the first end counts");
+            assert!(ended.young.len() + ended.old.len() <= 2 * CAPACITY);
         }
         assert_eq!(ended.get(holds[0].as_str()), None);
-        assert_eq!(ended.get(holds[1].as_str()), Some(End::Released), "the first end counts");
-        assert_eq!((ended.ends.len(), ended.order.len()), (CAPACITY, CAPACITY));
     }
 }
