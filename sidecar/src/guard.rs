@@ -41,13 +41,12 @@ pub fn check<B>(request: &Request<B>) -> Result<(), Failure> {
 
 /// HTTP/1.0 and Unix-socket clients may send none.
 fn check_host(host: &HeaderValue) -> Result<(), Failure> {
-    let name = host.to_str().unwrap_or_default();
-    let name = match name.strip_prefix('[') {
-        Some(v6) => v6.split(']').next().unwrap_or_default(),
-        None => name.split(':').next().unwrap_or_default(),
+    let (name, end) = match host.as_bytes() {
+        [b'[', v6 @ ..] => (v6, b']'),
+        name => (name, b':'),
     };
-    match name {
-        "localhost" | "127.0.0.1" | "::1" | "" => Ok(()),
+    match memchr::memchr(end, name).map_or(name, |end| &name[..end]) {
+        b"localhost" | b"127.0.0.1" | b"::1" | b"" => Ok(()),
         _ => {
             let why = "the Host header must be localhost, 127.0.0.1 or [::1]";
             Err(Failure::new(Code::Misdirected, why))

@@ -301,32 +301,41 @@ impl Sidecar {
 
     /// The live hold of a class that is named so.
     fn held(&self, kind: Kind, name: &str, hold: Option<&str>) -> Result<View, Failure> {
-        let found = self.found(hold)?;
-        let view = match self.live(found) {
-            Ok(view) if view.class.name.as_str() == name && view.at.kind == kind => view,
-            // A wrong name explains more than an unknown hold.
-            other => {
-                let snapshot = self.snapshot.load();
-                match kind {
-                    Kind::Semaphore => snapshot.semaphore(name)?,
-                    Kind::Lock | Kind::LeaderElection | Kind::RateLimit => snapshot.lock(name)?,
-                };
-                return other.and_then(|_| Err(mk_unknown()));
+        match hold.map(|text| self.holds.look_up(text)) {
+            Some(Found::Live(view)) if view.class.name.as_str() == name && view.at.kind == kind => {
+                Ok(view)
             }
+            found => Err(self.not_held(kind, name, hold, found)),
+        }
+    }
+
+    /// Why a hold that a caller names is none of this class.
+    fn not_held(
+        &self,
+        kind: Kind,
+        name: &str,
+        hold: Option<&str>,
+        found: Option<Found>,
+    ) -> Failure {
+        // A wrong name explains more than an unknown hold.
+        let snapshot = self.snapshot.load();
+        let class = match kind {
+            Kind::Semaphore => snapshot.semaphore(name).map(drop),
+            Kind::Lock | Kind::LeaderElection | Kind::RateLimit => snapshot.lock(name).map(drop),
         };
-        Ok(view)
+        match (class, found) {
+            (Err(failure), _) => failure,
+            (Ok(()), Some(Found::Ended(end))) => mk_ended(end),
+            (Ok(()), Some(Found::Live(_))) => mk_unknown(),
+            // Its text is checked only when there is none.
+            (Ok(()), Some(Found::Unknown) | None) => {
+                read_hold(hold).err().unwrap_or_else(mk_unknown)
+            }
+        }
     }
 
     fn was_released(&self, hold: Option<&str>) -> bool {
-        matches!(self.found(hold), Ok(Found::Ended(End::Released)))
-    }
-
-    /// What is known of a hold that a caller names. Its text is checked only when there is none.
-    fn found(&self, hold: Option<&str>) -> Result<Found, Failure> {
-        match hold.map(|text| self.holds.look_up(text)) {
-            None | Some(Found::Unknown) => read_hold(hold).map(|_| Found::Unknown),
-            Some(found) => Ok(found),
-        }
+        matches!(hold.map(|text| self.holds.look_up(text)), Some(Found::Ended(End::Released)))
     }
 
     fn lost(&self, hold: &HoldId) -> Failure {

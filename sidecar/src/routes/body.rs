@@ -16,12 +16,14 @@ impl Object {
         Object(text)
     }
 
+    #[inline(always)]
     pub(super) fn text(&mut self, name: &'static str, value: &str) -> &mut Self {
         self.name(name);
         write_text(&mut self.0, value);
         self
     }
 
+    #[inline(always)]
     pub(super) fn number(&mut self, name: &'static str, value: u64) -> &mut Self {
         self.name(name);
         write_number(&mut self.0, value);
@@ -29,6 +31,7 @@ impl Object {
     }
 
     /// A number that JavaScript would round: as a text.
+    #[inline(always)]
     pub(super) fn long(&mut self, name: &'static str, value: u64) -> &mut Self {
         self.name(name);
         self.0.push(b'"');
@@ -79,6 +82,8 @@ impl Object {
         self.0.into()
     }
 
+    // Into each caller, which knows its name's length: copies of known length are no calls.
+    #[inline(always)]
     fn name(&mut self, name: &'static str) {
         if self.0.last() != Some(&b'{') {
             self.0.push(b',');
@@ -95,8 +100,9 @@ pub(super) fn write_number(to: &mut Vec<u8>, value: u64) {
 }
 
 fn write_text(to: &mut Vec<u8>, value: &str) {
-    let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
-    if value.bytes().all(is_plain) {
+    let is_odd = |byte: u8| byte < b' ' || byte == b'"' || byte == b'\\';
+    // All of them and not as far as the first: many at a time, then.
+    if !value.bytes().fold(false, |odd, byte| odd | is_odd(byte)) {
         to.push(b'"');
         to.extend_from_slice(value.as_bytes());
         to.push(b'"');

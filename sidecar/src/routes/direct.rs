@@ -9,18 +9,18 @@ use std::{convert::Infallible, future::Future, sync::Arc};
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE},
+    http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE},
     response::IntoResponse,
 };
 use futures::{FutureExt, future::BoxFuture};
 use holdfast_core::Kind;
-use holdfast_wire::{AcquireRequest, CheckRequest, ReleaseRequest, headers};
+use holdfast_wire::{AcquireRequest, CheckRequest, ReleaseRequest, headers::JSON};
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use tower::ServiceExt;
 
 use super::{
-    fields::{Fields, Plain},
+    fields::{Fields, Plain, cut},
     lock, ratelimit,
 };
 use crate::{error::Failure, guard, service::Sidecar};
@@ -38,11 +38,19 @@ pub struct App {
 
 /// A request that was read: what is to be done. Kept small, it is moved with every request.
 enum Plan {
-    Acquire(String, Fields<AcquireRequest>),
-    Release(String, Fields<ReleaseRequest>),
-    Check(String, Fields<CheckRequest>),
+    Acquire(Head, Fields<AcquireRequest>),
+    Release(Head, Fields<ReleaseRequest>),
+    Check(Head, Fields<CheckRequest>),
     Ready(Box<Answer>),
     Router(BoxFuture<'static, Answer>),
+}
+
+/// What is left of a request besides its fields.
+struct Head {
+    class: String,
+    /// Emptied, for the answer: hyper reads the next request into what an answer leaves, so that no
+    /// request makes a map of its own.
+    headers: HeaderMap,
 }
 
 impl App {
@@ -54,19 +62,19 @@ impl App {
         let plan = self.plan(request);
         async move {
             Ok(match plan {
-                Plan::Acquire(name, Fields(request)) => {
-                    let granted = self.sidecar.acquire(&name, &request).await;
-                    granted.map_or_else(fail, |view| mk_answer(lock::write_granted(&view)))
+                Plan::Acquire(Head { class, headers }, Fields(request)) => {
+                    let granted = self.sidecar.acquire(&class, &request).await;
+                    granted.map_or_else(fail, |view| mk_answer(headers, lock::write_granted(&view)))
                 }
-                Plan::Release(name, Fields(request)) => {
-                    let released =
-                        self.sidecar.release(Kind::Lock, &name, request.hold_id.as_deref()).await;
-                    let hold = request.hold_id.as_deref().unwrap_or_default();
-                    released.map_or_else(fail, |()| mk_answer(lock::write_released(hold)))
+                Plan::Release(Head { class, headers }, Fields(request)) => {
+                    let hold = request.hold_id.as_deref();
+                    let released = self.sidecar.release(Kind::Lock, &class, hold).await;
+                    let body = || lock::write_released(hold.unwrap_or_default());
+                    released.map_or_else(fail, |()| mk_answer(headers, body()))
                 }
-                Plan::Check(name, Fields(request)) => {
-                    let checked = self.sidecar.check(&name, &request).await;
-                    checked.map_or_else(fail, |checked| ratelimit::answer(&checked))
+                Plan::Check(Head { class, headers }, Fields(request)) => {
+                    let checked = self.sidecar.check(&class, &request).await;
+                    checked.map_or_else(fail, |checked| ratelimit::answer(headers, &checked))
                 }
                 Plan::Ready(answer) => *answer,
                 Plan::Router(answer) => answer.await,
@@ -79,27 +87,40 @@ impl App {
             self.sidecar.metrics.refused.inc();
             return refuse(failure);
         }
-        let uri = request.uri();
         // A body takes time to arrive: the router's handlers wait for it.
-        let plain = if request.body().is_end_stream() { read(request.method(), uri) } else { None };
+        let (parts, body) = request.into_parts();
+        let plain = if body.is_end_stream() { read(&parts.method, &parts.uri) } else { None };
         match plain {
-            Some((Kind::Lock, Verb::Acquire, name)) => fields(name, uri, Plan::Acquire),
-            Some((Kind::Lock, Verb::Release, name)) => fields(name, uri, Plan::Release),
-            Some((Kind::RateLimit, Verb::Check, name)) => fields(name, uri, Plan::Check),
+            Some((Kind::Lock, Verb::Acquire, class)) => {
+                fields(class, &parts.uri, parts.headers, Plan::Acquire)
+            }
+            Some((Kind::Lock, Verb::Release, class)) => {
+                fields(class, &parts.uri, parts.headers, Plan::Release)
+            }
+            Some((Kind::RateLimit, Verb::Check, class)) => {
+                fields(class, &parts.uri, parts.headers, Plan::Check)
+            }
             Some(_) | None => {
-                let answer = self.router.clone().oneshot(request.map(Body::new));
+                let request = Request::from_parts(parts, Body::new(body));
+                let answer = self.router.clone().oneshot(request);
                 Plan::Router(answer.map(|Ok(answer)| answer.map(Either::Right)).boxed())
             }
         }
     }
 }
 
-fn fields<T>(name: &str, uri: &Uri, plan: fn(String, Fields<T>) -> Plan) -> Plan
+fn fields<T>(
+    class: &str,
+    uri: &Uri,
+    mut headers: HeaderMap,
+    plan: fn(Head, Fields<T>) -> Plan,
+) -> Plan
 where
     T: Plain,
 {
+    headers.clear();
     match Fields::of_plain_query(uri) {
-        Ok(fields) => plan(name.to_owned(), fields),
+        Ok(fields) => plan(Head { class: class.to_owned(), headers }, fields),
         Err(failure) => refuse(failure),
     }
 }
@@ -117,8 +138,8 @@ fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Kind, Verb, &'a str)> {
     if *method != Method::POST {
         return None;
     }
-    let (route, rest) = uri.path().strip_prefix("/v1/")?.split_once('/')?;
-    let (name, verb) = rest.split_once('/')?;
+    let (route, rest) = cut(uri.path().strip_prefix("/v1/")?, b'/')?;
+    let (name, verb) = cut(rest, b'/')?;
     let verb = match verb {
         "acquire" => Verb::Acquire,
         "release" => Verb::Release,
@@ -126,13 +147,14 @@ fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Kind, Verb, &'a str)> {
         _ => return None,
     };
     let kind = *Kind::ALL.iter().find(|kind| kind.route() == route)?;
-    (!name.is_empty() && !name.contains('%')).then_some((kind, verb, name))
+    (!name.is_empty() && !name.bytes().any(|byte| byte == b'%')).then_some((kind, verb, name))
 }
 
 /// An answer with a body of JSON.
-pub(super) fn mk_answer(body: Bytes) -> Answer {
+pub(super) fn mk_answer(mut headers: HeaderMap, body: Bytes) -> Answer {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
     let mut response = Response::new(Either::Left(Full::new(body)));
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(headers::JSON));
+    *response.headers_mut() = headers;
     response
 }
 

@@ -69,13 +69,27 @@ impl<T: Plain> Fields<T> {
 }
 
 fn plain<T: Plain>(query: &str) -> Option<T> {
-    if query.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
+    if memchr::memchr2(b'%', b'+', query.as_bytes()).is_some() {
         return None;
     }
     let mut fields = T::default();
-    let mut pairs = query.split('&').map(|pair| pair.split_once('='));
-    let all = pairs.all(|pair| pair.is_some_and(|(name, value)| fields.set(name, value)));
-    all.then_some(fields)
+    let mut rest = Some(query);
+    while let Some(pairs) = rest {
+        let (pair, others) = cut(pairs, b'&').unzip();
+        rest = others;
+        let (name, value) = cut(pair.unwrap_or(pairs), b'=')?;
+        if !fields.set(name, value) {
+            return None;
+        }
+    }
+    Some(fields)
+}
+
+/// What is before and what is after the first of an ASCII character. As `split_once`, which searches
+/// texts as short as these several times slower.
+pub(super) fn cut(text: &str, at: u8) -> Option<(&str, &str)> {
+    let found = memchr::memchr(at, text.as_bytes())?;
+    Some((text.get(..found)?, text.get(found + 1..)?))
 }
 
 /// Takes down a value that is not there yet.

@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::State,
-    http::{HeaderName, HeaderValue},
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::Response,
 };
 use holdfast_core::ratelimit::Outcome;
@@ -56,7 +56,8 @@ async fn peek(
 ) -> Result<Response, Failure> {
     let checked = sidecar.peek(&name, &query).await?;
     let is_allowed = matches!(checked.decision.outcome, Outcome::Allowed { .. });
-    Ok(with_headers(mk_answer(write_body(&checked, is_allowed)), &checked).map(Body::new))
+    Ok(with_headers(mk_answer(HeaderMap::new(), write_body(&checked, is_allowed)), &checked)
+        .map(Body::new))
 }
 
 /// Asks whether something may be done now, and charges all limits if so.
@@ -78,15 +79,16 @@ async fn check(
     Name(name): Name,
     Fields(request): Fields<CheckRequest>,
 ) -> Result<Response, Failure> {
-    sidecar.check(&name, &request).await.map(|checked| answer(&checked).map(Body::new))
+    let checked = sidecar.check(&name, &request).await?;
+    Ok(answer(HeaderMap::new(), &checked).map(Body::new))
 }
 
 /// The answer to a check.
-pub(super) fn answer(checked: &Checked) -> Answer {
+pub(super) fn answer(headers: HeaderMap, checked: &Checked) -> Answer {
     let answer = match checked.decision.outcome {
-        Outcome::Allowed { .. } => mk_answer(write_body(checked, true)),
+        Outcome::Allowed { .. } => mk_answer(headers, write_body(checked, true)),
         Outcome::Limited { .. } if checked.class.config.shadow => {
-            mk_answer(write_body(checked, true))
+            mk_answer(headers, write_body(checked, true))
         }
         Outcome::Limited { retry_us } => fail(mk_limited(checked, retry_us)),
         Outcome::TooLarge => {
