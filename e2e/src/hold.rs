@@ -48,7 +48,12 @@ pub fn let_go(pods: &[Value]) -> Vec<&Value> {
 }
 
 /// Watches until a condition holds that never more pods may run than `most`.
-pub fn watch(namespace: &Namespace, most: usize, within: u64, mut done: impl FnMut(&[Value]) -> bool) {
+pub fn watch(
+    namespace: &Namespace,
+    most: usize,
+    within: u64,
+    mut done: impl FnMut(&[Value]) -> bool,
+) {
     eventually("the pods to come so far", Duration::from_secs(within), || {
         let all = pods(namespace);
         let now = let_go(&all);

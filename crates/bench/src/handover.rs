@@ -55,6 +55,20 @@ async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
     Ok(took)
 }
 
+/// Seconds that a bare server takes for one call of the lock's function, after pauses as long as those
+/// before a release: what a hand-over cannot be faster than.
+async fn alone(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
+    let mut connection = Connection::open(port).await?;
+    let mut took = Vec::new();
+    for _ in 0..rounds {
+        sleep(Duration::from_millis(3)).await;
+        let begun = Instant::now();
+        connection.call("GET", "/").await?;
+        took.push(begun.elapsed().as_secs_f64());
+    }
+    Ok(took)
+}
+
 /// A bare lock: whoever releases leaves a wake token, whoever waits pops it and takes the key.
 const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) \
                        redis.call('RPUSH', KEYS[2], '1') return 1 end return 0";
@@ -100,10 +114,14 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let (classes, redis) = (classes()?, Server::redis(ANY).await?);
     let address = format!("127.0.0.1:{}", redis.port);
     let sidecar = sidecar(bench, ANY, &classes, Some(&address)).await?;
+    let words = |port: u16| vec!["f1".to_owned(), port.to_string(), address.clone()];
+    let f1 = Server::start(ANY, &std::env::current_exe()?, words).await?;
     let (mut halves, mut tails, mut ours, mut theirs) = (vec![], vec![], vec![], vec![]);
+    let mut floors = vec![];
     for _ in 0..rounds {
         let mut bare = bare(&address, each).await?;
         let mut through = through(sidecar.port, each).await?;
+        floors.push(per_mille(&mut alone(f1.port, each).await?, 500) / per_mille(&mut bare, 500));
         halves.push(per_mille(&mut through, 500) / per_mille(&mut bare, 500));
         tails.push(per_mille(&mut through, 990) / per_mille(&mut bare, 990));
         ours.push(per_mille(&mut through, 500) * 1e6);
@@ -113,6 +131,8 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![
         Figure::new("hand-over p50 ÷ BLPOP's", median(halves), "", Target::AtMost(1.5)).note(note),
         Figure::new("hand-over p99 ÷ BLPOP's", median(tails), "", Target::AtMost(2.0)),
+        Figure::new("one call over F1 after the same pause ÷ it", median(floors), "", Target::None)
+            .note("what one script and one HTTP request cost by themselves"),
     ])
 }
 
