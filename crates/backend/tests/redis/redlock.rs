@@ -264,7 +264,9 @@ async fn a_waiter_hears_of_a_release_and_does_not_ask_all_the_time() {
     let took = at_last - released;
     println!("handed over in {took:?}; {polled} calls to three servers in 3 s of waiting");
     assert!(took < Duration::from_millis(500), "{took:?}");
-    assert!(polled <= 24, "{polled} calls while nothing changed");
+    // Delays are drawn between 50 ms and three times the last one: that makes four rounds of three calls
+    // on average, and more than 25 rounds once in 50 000 times. Would they not grow, it were 30.
+    assert!(polled <= 75, "{polled} calls while nothing changed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
