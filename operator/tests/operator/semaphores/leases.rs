@@ -110,6 +110,8 @@ async fn a_semaphore_has_one_lease_for_each_permit_and_shrinks_as_holds_end() {
     // More are there at once.
     declare(&bed, "pool", &spec(2));
     until_slots(&bed, &at, &[(0, false), (1, false)]).await;
+    // The bundle may say so a moment later.
+    eventually("a class of two", async || class(&bed, "pool").await.permits == 2).await;
     let config = class(&bed, "pool").await;
     assert!(acquire(&*store, &at, &config, "more").await.unwrap().1 > next.1);
 }
