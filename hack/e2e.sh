@@ -2,11 +2,24 @@
 # The product as a black box, on a real Kubernetes: builds the programs and their image, starts a
 # cluster (or uses the one of KUBECONFIG), installs the chart, and runs the tests of e2e/ on it.
 # With KUBECONFIG set, HOLDFAST_IMAGE and HOLDFAST_APP_IMAGE name images that the cluster can pull.
+# Usage: e2e.sh [ARGUMENT OF A TEST PROGRAM…], or e2e.sh build: only compiles all that is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
 : "${HOLDFAST_CACHE:=$HOME/.cache/holdfast}"
 export HOLDFAST_CACHE CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$HOLDFAST_CACHE/target}"
+profile=${HOLDFAST_E2E_PROFILE:-e2e}
+
+# Cargo's name for the profile whose folder is called debug.
+programs() {
+  cargo build --locked --profile "${profile/#debug/dev}" -p holdfast-operator -p holdfast-sidecar -p holdfast-cli
+}
+
+if [ "${1:-}" = build ]; then
+  [ -n "${KUBECONFIG:-}" ] || programs
+  exec cargo test --locked -p holdfast-e2e --no-run
+fi
+
 export HELM KUBECTL
 HELM=$(hack/tools.sh helm)
 box=$(hack/tools.sh cluster-box)
@@ -31,10 +44,7 @@ if [ -n "${KUBECONFIG:-}" ]; then
   run() { "$@"; }
 else
   export HOLDFAST_CLUSTER_DIR="${HOLDFAST_CLUSTER_DIR:-/tmp/holdfast-e2e}"
-  profile=${HOLDFAST_E2E_PROFILE:-e2e}
-  # Cargo's name for the profile whose folder is called debug.
-  cargo build --locked --profile "${profile/#debug/dev}" \
-    -p holdfast-operator -p holdfast-sidecar -p holdfast-cli
+  programs
   hack/images.sh "$work/images" "$profile"
   trap 'e2e/cluster/cluster.sh down; rm -rf "$work"' EXIT
   e2e/cluster/cluster.sh up
