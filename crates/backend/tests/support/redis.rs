@@ -17,7 +17,8 @@ pub struct RedisServer {
     dir: TempDir,
     args: Vec<String>,
     program: PathBuf,
-    child: Option<Child>,
+    /// The server, and who ends it if the test binary has ended: it may be paused then.
+    child: Option<(Child, Child)>,
 }
 
 impl RedisServer {
@@ -59,7 +60,10 @@ impl RedisServer {
 
     /// Kills it like a crash does (signal 9).
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
+        if let Some((mut child, mut keeper)) = self.child.take() {
+            // First of all: the number may be another's once the server is waited for.
+            keeper.kill().unwrap();
+            keeper.wait().unwrap();
             child.kill().unwrap();
             child.wait().unwrap();
         }
@@ -74,7 +78,7 @@ impl RedisServer {
     /// Stops it from running without ending it, or lets it go on.
     #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn pause(&self, pause: bool) {
-        let pid = self.child.as_ref().unwrap().id().to_string();
+        let pid = self.child.as_ref().unwrap().0.id().to_string();
         let signal = if pause { "-STOP" } else { "-CONT" };
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
@@ -147,7 +151,10 @@ impl RedisServer {
                 return false;
             }
             if self.process_id().is_some_and(|id| id == child.id().to_string()) {
-                self.child = Some(child);
+                let end = format!("trap '' INT; cat >/dev/null; kill -9 {}", child.id());
+                let mut keeper = Command::new("sh");
+                let keeper = keeper.args(["-c", &end]).stdin(Stdio::piped()).spawn().unwrap();
+                self.child = Some((child, keeper));
                 return true;
             }
             std::thread::sleep(Duration::from_millis(10));
