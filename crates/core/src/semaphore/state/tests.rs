@@ -219,10 +219,11 @@ proptest! {
             }
             let now_ms = world.now_ms;
             world.live.retain(|_, seen| now_ms < seen.until_ms);
-            let line: Vec<Ticket> = state.queue.iter().cloned().collect();
-            // A ticket that can never fit is dropped, and its hold may ask anew, for less.
-            let fit = line.iter().filter(|ticket| ticket.permits <= policy.most());
-            world.asked = fit.map(|ticket| (ticket.hold.clone(), ticket.permits)).collect();
+            // A ticket that can never fit is dropped, and its hold may ask anew, for less: as the last.
+            let fits = |ticket: &&Ticket| ticket.permits <= policy.most();
+            let line: Vec<Ticket> = state.queue.iter().filter(fits).cloned().collect();
+            let asked = line.iter().map(|ticket| (ticket.hold.clone(), ticket.permits));
+            world.asked = asked.collect();
             let offers = run(&mut state, &mut world, policy, clock_ms as u64, &op)?;
             for Offer { session, hold, seq, ttl_ms } in offers {
                 world.granted(&policy, hold.clone(), session.clone(), seq, ttl_ms)?;
