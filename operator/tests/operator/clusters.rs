@@ -133,7 +133,7 @@ async fn slots_that_move_close_nothing_and_a_flush_closes_one_shard() {
     let bed = Bed::shared().await;
     // With replicas: a primary takes another replication id when its first one comes, and the one that
     // leaves makes itself one.
-    let mut cluster = RedisCluster::start(2, 1);
+    let mut cluster = RedisCluster::start(2, 1).patient();
     declare(&bed, "moving", &cluster);
     bed.lock("orders", "{ttlSeconds: 2, backend: moving}");
     bed.until_ready("orders", "True", "Reconciled").await;

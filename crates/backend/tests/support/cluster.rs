@@ -25,6 +25,14 @@ impl RedisCluster {
         Self::of(primaries, replicas, RedisServer::valkey)
     }
 
+    /// A slow server is not a dead one: for tests in which none is to be replaced.
+    pub fn patient(self) -> Self {
+        for server in &self.servers {
+            server.command("CONFIG SET cluster-node-timeout 10000");
+        }
+        self
+    }
+
     fn of(primaries: usize, replicas: usize, start: fn(&[&str]) -> RedisServer) -> Self {
         let count = primaries * (1 + replicas);
         let servers: Vec<RedisServer> = (0..count).map(|_| run(start)).collect();
