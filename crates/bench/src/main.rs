@@ -16,6 +16,7 @@ mod handover;
 mod idle;
 mod keys;
 mod load;
+mod pod;
 mod process;
 mod rls;
 mod script;
@@ -54,6 +55,7 @@ struct Args {
 enum Part {
     Size,
     Idle,
+    Pod,
     Throughput,
     Rls,
     Checks,
@@ -112,6 +114,7 @@ async fn main() -> anyhow::Result<()> {
         figures.extend(match part {
             Part::Size => idle::binaries(&bench)?,
             Part::Idle => idle::idle(&bench).await?,
+            Part::Pod => pod::measure(&bench).await?,
             Part::Throughput => throughput::measure(&bench).await?,
             Part::Rls => rls::measure(&bench).await?,
             Part::Checks => checks::measure(&bench).await?,

@@ -89,21 +89,31 @@ impl Server {
 
     /// CPU seconds so far.
     pub fn cpu(&self) -> anyhow::Result<f64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        let fields: Vec<&str> =
-            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok());
-        let used = ticks(11).zip(ticks(12)).context("/proc/PID/stat")?;
-        Ok((used.0 + used.1) / TICKS)
+        cpu_of(self.child.id())
     }
 
     /// Resident memory, MiB.
     pub fn rss(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
-        let kib: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
-        Ok(kib / 1_024.0)
+        rss_of(self.child.id())
     }
+}
+
+/// CPU seconds of a process so far.
+pub fn cpu_of(pid: u32) -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let fields: Vec<&str> =
+        stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|f| f.parse::<f64>().ok());
+    let used = ticks(11).zip(ticks(12)).context("/proc/PID/stat")?;
+    Ok((used.0 + used.1) / TICKS)
+}
+
+/// Resident memory of a process, MiB.
+pub fn rss_of(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("VmRSS")?;
+    let kib: f64 = line.split_whitespace().nth(1).context("VmRSS")?.parse()?;
+    Ok(kib / 1_024.0)
 }
 
 impl Drop for Server {
