@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp,
+    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp, Substrate,
     clock::Backoff,
     lock::{Acquire, Attempt, Grant, LockBackend, Push, Renewal},
 };
@@ -114,9 +114,14 @@ impl LockClient {
         let mut pending = Pending { client: self, at, request: &request, inbox };
         let mut backoff = Backoff::new(Duration::from_millis(50), retry_cap(request.ttl));
         loop {
-            let sent = self.clock.now();
+            // A store in this process says itself since when a grant is.
+            let says_itself = self.backend.substrate() == Substrate::Memory && !request.enqueue;
+            let sent = if says_itself { Stamp::LONG_AGO } else { self.clock.now() };
             match self.backend.acquire(at, &request).await {
-                Ok(Attempt::Granted(grant)) => return Ok(pending.held(grant, sent)),
+                Ok(Attempt::Granted(grant)) => {
+                    let since = grant.since.unwrap_or(sent);
+                    return Ok(pending.held(grant, since));
+                }
                 Ok(Attempt::Queued { position }) => {
                     let place = self.lines.join(at, &request, sent);
                     // Few requests wait; the others need not carry the room for it.
@@ -185,13 +190,13 @@ impl LockClient {
         let Ok(push) = timeout_at(until, pending.inbox().recv()).await else {
             return Ok(Turn::TimedOut);
         };
-        let (grant, since) = match push {
-            Push::Granted { grant, since } => (grant, since),
+        let grant = match push {
+            Push::Granted { grant } => grant,
             Push::Lost | Push::Requeue => return Ok(Turn::AskAgain),
         };
         // A grant that another's transition made began at some time after this ticket was last
         // known to be waiting.
-        let since = since.unwrap_or_else(|| place.last_waiting(grant.fence));
+        let since = grant.since.unwrap_or_else(|| place.last_waiting(grant.fence));
         // Nobody has waited for replicas yet: asking again does.
         if !grant.claimed && matches!(self.backend.guarantee(), Guarantee::PrimaryAck(_)) {
             return Ok(Turn::AskAgain);

@@ -49,6 +49,10 @@ pub struct Grant {
     /// False for a hold that was offered to a waiter: it stands for [`Policy::claim_ms`] only, and
     /// the first renewal claims it.
     pub claimed: bool,
+    /// A time at which the hold was known not to have been granted yet, where the store is of this
+    /// process or asked by it. Without it the hold counts from when the request was sent, or from the
+    /// last time that its ticket was known to be waiting.
+    pub since: Option<Stamp>,
 }
 
 /// The outcome of one attempt.
@@ -159,9 +163,6 @@ pub enum Push {
     Granted {
         /// The grant.
         grant: Grant,
-        /// When the request was sent that made the grant, where this process sent it. Without it
-        /// the hold counts from the last time that it was known not to have been granted.
-        since: Option<Stamp>,
     },
     /// A hold was taken by force or has been lost otherwise.
     Lost,

@@ -4,12 +4,15 @@
 //! enough is therefore read here; everything else (a body, another method, an escaped name) goes to
 //! the router, which has every route, these too. Both read and write the same fields.
 
-use std::{convert::Infallible, future::Future, sync::Arc};
+use std::{convert::Infallible, future::Future, ops::Range, sync::Arc};
 
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE,
+        request::Parts,
+    },
     response::IntoResponse,
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -47,10 +50,18 @@ enum Plan {
 
 /// What is left of a request besides its fields.
 struct Head {
-    class: String,
+    uri: Uri,
+    /// Where in its path the class is named.
+    class: Range<usize>,
     /// Emptied, for the answer: hyper reads the next request into what an answer leaves, so that no
     /// request makes a map of its own.
     headers: HeaderMap,
+}
+
+impl Head {
+    fn class(&self) -> &str {
+        self.uri.path().get(self.class.clone()).unwrap_or_default()
+    }
 }
 
 impl App {
@@ -62,19 +73,20 @@ impl App {
         let plan = self.plan(request);
         async move {
             Ok(match plan {
-                Plan::Acquire(Head { class, headers }, Fields(request)) => {
-                    let granted = self.sidecar.acquire(&class, &request).await;
-                    granted.map_or_else(fail, |view| mk_answer(headers, lock::write_granted(&view)))
+                Plan::Acquire(head, Fields(request)) => {
+                    let granted = self.sidecar.acquire(head.class(), &request).await;
+                    let body = |view| lock::write_granted(&view);
+                    granted.map_or_else(fail, |view| mk_answer(head.headers, body(view)))
                 }
-                Plan::Release(Head { class, headers }, Fields(request)) => {
+                Plan::Release(head, Fields(request)) => {
                     let hold = request.hold_id.as_deref();
-                    let released = self.sidecar.release(Kind::Lock, &class, hold).await;
+                    let released = self.sidecar.release(Kind::Lock, head.class(), hold).await;
                     let body = || lock::write_released(hold.unwrap_or_default());
-                    released.map_or_else(fail, |()| mk_answer(headers, body()))
+                    released.map_or_else(fail, |()| mk_answer(head.headers, body()))
                 }
-                Plan::Check(Head { class, headers }, Fields(request)) => {
-                    let checked = self.sidecar.check(&class, &request).await;
-                    checked.map_or_else(fail, |checked| ratelimit::answer(headers, &checked))
+                Plan::Check(head, Fields(request)) => {
+                    let checked = self.sidecar.check(head.class(), &request).await;
+                    checked.map_or_else(fail, |checked| ratelimit::answer(head.headers, &checked))
                 }
                 Plan::Ready(answer) => *answer,
                 Plan::Router(answer) => answer.await,
@@ -91,15 +103,9 @@ impl App {
         let (parts, body) = request.into_parts();
         let plain = if body.is_end_stream() { read(&parts.method, &parts.uri) } else { None };
         match plain {
-            Some((Kind::Lock, Verb::Acquire, class)) => {
-                fields(class, &parts.uri, parts.headers, Plan::Acquire)
-            }
-            Some((Kind::Lock, Verb::Release, class)) => {
-                fields(class, &parts.uri, parts.headers, Plan::Release)
-            }
-            Some((Kind::RateLimit, Verb::Check, class)) => {
-                fields(class, &parts.uri, parts.headers, Plan::Check)
-            }
+            Some((Kind::Lock, Verb::Acquire, class)) => fields(class, parts, Plan::Acquire),
+            Some((Kind::Lock, Verb::Release, class)) => fields(class, parts, Plan::Release),
+            Some((Kind::RateLimit, Verb::Check, class)) => fields(class, parts, Plan::Check),
             Some(_) | None => {
                 let request = Request::from_parts(parts, Body::new(body));
                 let answer = self.router.clone().oneshot(request);
@@ -109,18 +115,14 @@ impl App {
     }
 }
 
-fn fields<T>(
-    class: &str,
-    uri: &Uri,
-    mut headers: HeaderMap,
-    plan: fn(Head, Fields<T>) -> Plan,
-) -> Plan
+fn fields<T>(class: Range<usize>, parts: Parts, plan: fn(Head, Fields<T>) -> Plan) -> Plan
 where
     T: Plain,
 {
+    let Parts { uri, mut headers, .. } = parts;
     headers.clear();
-    match Fields::of_plain_query(uri) {
-        Ok(fields) => plan(Head { class: class.to_owned(), headers }, fields),
+    match Fields::of_plain_query(&uri) {
+        Ok(fields) => plan(Head { uri, class, headers }, fields),
         Err(failure) => refuse(failure),
     }
 }
@@ -133,12 +135,13 @@ enum Verb {
     Check,
 }
 
-/// `POST /v1/{kind}/{name}/{verb}`, if it is one of these.
-fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Kind, Verb, &'a str)> {
+/// `POST /v1/{kind}/{name}/{verb}`, if it is one of these, and where the name is.
+fn read(method: &Method, uri: &Uri) -> Option<(Kind, Verb, Range<usize>)> {
     if *method != Method::POST {
         return None;
     }
-    let (route, rest) = cut(uri.path().strip_prefix("/v1/")?, b'/')?;
+    const ROOT: &str = "/v1/";
+    let (route, rest) = cut(uri.path().strip_prefix(ROOT)?, b'/')?;
     let (name, verb) = cut(rest, b'/')?;
     let verb = match verb {
         "acquire" => Verb::Acquire,
@@ -147,7 +150,9 @@ fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Kind, Verb, &'a str)> {
         _ => return None,
     };
     let kind = *Kind::ALL.iter().find(|kind| kind.route() == route)?;
-    (!name.is_empty() && !name.bytes().any(|byte| byte == b'%')).then_some((kind, verb, name))
+    let start = ROOT.len() + route.len() + 1;
+    let is_plain = !name.is_empty() && !name.bytes().any(|byte| byte == b'%');
+    is_plain.then_some((kind, verb, start..start + name.len()))
 }
 
 /// An answer with a body of JSON.
@@ -175,10 +180,14 @@ mod tests {
         let uri = |path: &str| path.parse::<Uri>().unwrap();
         let acquire = uri("/v1/locks/a/acquire?key=b");
         let release = uri("/v1/locks/a-b/release");
-        assert_eq!(read(&Method::POST, &acquire), Some((Kind::Lock, Verb::Acquire, "a")));
-        assert_eq!(read(&Method::POST, &release), Some((Kind::Lock, Verb::Release, "a-b")));
+        let read_named = |uri: &Uri| {
+            let (kind, verb, class) = read(&Method::POST, uri)?;
+            Some((kind, verb, uri.path()[class].to_owned()))
+        };
+        assert_eq!(read_named(&acquire), Some((Kind::Lock, Verb::Acquire, "a".into())));
+        assert_eq!(read_named(&release), Some((Kind::Lock, Verb::Release, "a-b".into())));
         let check = uri("/v1/ratelimits/a/check?cost=2");
-        assert_eq!(read(&Method::POST, &check), Some((Kind::RateLimit, Verb::Check, "a")));
+        assert_eq!(read_named(&check), Some((Kind::RateLimit, Verb::Check, "a".into())));
         for path in [
             "/v1/locks/a",
             "/v1/locks//acquire",

@@ -159,7 +159,7 @@ impl Inner {
                 if !lock(&self.local).grant(&request.hold, own) {
                     return Ok(Taken::Cancelled);
                 }
-                Ok(Taken::Granted(Grant { fence, ttl, claimed: true }, sent))
+                Ok(Taken::Granted(Grant { fence, ttl, claimed: true, since: None }, sent))
             }
             // Perhaps an earlier try of this very write: the caller re-reads and finds out.
             Err(Fault::Conflict) => Ok(Taken::Raced),
@@ -220,7 +220,7 @@ impl Inner {
                 if !lock(&self.local).grant(&request.hold, own) {
                     return Ok(Taken::Cancelled);
                 }
-                Ok(Taken::Granted(Grant { fence, ttl, claimed: true }, sent))
+                Ok(Taken::Granted(Grant { fence, ttl, claimed: true, since: None }, sent))
             }
             Err(Fault::Conflict) => Ok(Taken::Raced),
             Err(fault) => Err(fault.on(&slot.at.namespace, &slot.name())),

@@ -265,7 +265,7 @@ impl Turn {
     fn hand_over(&self, head: &Waiter, grant: Grant, since: holdfast_core::Stamp) {
         let request = &head.request;
         lock(&self.inner.local).leave(&self.at, &request.hold);
-        let push = Push::Granted { grant, since: Some(since) };
+        let push = Push::Granted { grant: Grant { since: Some(since), ..grant } };
         if !self.inner.hub.send(&request.hold, push) {
             // Whoever waited went away in this very moment, and found only a ticket to withdraw.
             let (inner, at, request) = (self.inner.clone(), self.at.clone(), request.clone());

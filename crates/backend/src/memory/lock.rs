@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Address, BackendError, ClassName, Clock, Fence, Guarantee, HoldId, Key, Kind, SessionId,
+    Address, BackendError, ClassName, Clock, Fence, Guarantee, HoldId, Key, Kind, SessionId, Stamp,
     Substrate,
     lock::{
         Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Push,
@@ -52,8 +52,8 @@ impl MemoryLocks {
         let new = || LockState::new(config.policy());
         let (outcome, offer) = lock(&self.keys).step(at, stamp, new, step);
         if let Some(offer) = offer {
-            let grant = mk_grant(offer.seq, offer.ttl_ms, false);
-            self.hub.send(&offer.hold, Push::Granted { grant, since: Some(stamp) });
+            let grant = mk_grant(offer.seq, offer.ttl_ms, false, Some(stamp));
+            self.hub.send(&offer.hold, Push::Granted { grant });
         }
         outcome
     }
@@ -89,11 +89,14 @@ impl LockBackend for MemoryLocks {
             permits: 1,
         };
         let policy = request.config.policy();
-        let acquired = self.step(at, &request.config, |state, now| {
-            state.acquire(now.ms, now.floor, policy, want, request.enqueue)
+        let (acquired, stamp) = self.step(at, &request.config, |state, now| {
+            let (acquired, offer) = state.acquire(now.ms, now.floor, policy, want, request.enqueue);
+            ((acquired, now.stamp), offer)
         });
         Ok(match acquired {
-            Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
+            Acquired::Granted { seq, ttl_ms } => {
+                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
+            }
             Acquired::Queued(position) => Attempt::Queued { position },
             Acquired::Locked { retry_after_ms, waiters } => {
                 Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
@@ -150,7 +153,9 @@ impl LockBackend for MemoryLocks {
             .step(at, config, |state, now| state.beat(now.ms, now.floor, config.policy(), session));
         let offered = beaten.offered.into_iter();
         Ok(Beat {
-            offered: offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))).collect(),
+            offered: offered
+                .map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false, None)))
+                .collect(),
             tickets: beaten.tickets,
             next: Duration::from_millis(beaten.next_ms),
             last_fence: Fence::new(beaten.seq),
@@ -205,8 +210,8 @@ impl LockBackend for MemoryLocks {
     }
 }
 
-pub(super) fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool) -> Grant {
-    Grant { fence: Fence::new(seq), ttl: Duration::from_millis(ttl_ms), claimed }
+pub(super) fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool, since: Option<Stamp>) -> Grant {
+    Grant { fence: Fence::new(seq), ttl: Duration::from_millis(ttl_ms), claimed, since }
 }
 
 pub(super) fn mk_holder(held: &Held, now_ms: u64) -> HolderView {

@@ -52,8 +52,8 @@ impl MemorySemaphores {
         let run = |state: &mut SemaphoreState, now: &Now| step(state, now, policy);
         let (outcome, offers) = lock(&self.keys).step(at, stamp, new, run);
         for offer in offers {
-            let grant = mk_grant(offer.seq, offer.ttl_ms, false);
-            self.hub.send(&offer.hold, Push::Granted { grant, since: Some(stamp) });
+            let grant = mk_grant(offer.seq, offer.ttl_ms, false, Some(stamp));
+            self.hub.send(&offer.hold, Push::Granted { grant });
         }
         outcome
     }
@@ -92,11 +92,15 @@ impl LockBackend for MemorySemaphores {
             max_hold_ms: request.max_hold.as_millis() as u64,
             permits: request.permits,
         };
-        let acquired = self.step(at, &request.config, |state, now, policy| {
-            state.acquire(now.ms, now.floor, policy, want, request.enqueue)
+        let (acquired, stamp) = self.step(at, &request.config, |state, now, policy| {
+            let (acquired, offers) =
+                state.acquire(now.ms, now.floor, policy, want, request.enqueue);
+            ((acquired, now.stamp), offers)
         });
         Ok(match acquired {
-            Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
+            Acquired::Granted { seq, ttl_ms } => {
+                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
+            }
             Acquired::Queued(position) => Attempt::Queued { position },
             Acquired::Locked { retry_after_ms, waiters } => {
                 Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
@@ -154,7 +158,9 @@ impl LockBackend for MemorySemaphores {
             .step(at, config, |state, now, policy| state.beat(now.ms, now.floor, policy, session));
         let offered = beaten.offered.into_iter();
         Ok(Beat {
-            offered: offered.map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false))).collect(),
+            offered: offered
+                .map(|(hold, seq, ms)| (hold, mk_grant(seq, ms, false, None)))
+                .collect(),
             tickets: beaten.tickets,
             next: Duration::from_millis(beaten.next_ms),
             last_fence: Fence::new(beaten.seq),

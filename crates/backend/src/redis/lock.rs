@@ -263,7 +263,7 @@ impl LockBackend for RedisLocks {
         let mut reply = self.step(Transition::LockRelease, at, config, None, &args).await?;
         let released = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
         if let Some((next, grant)) = read_offer(&mut reply)? {
-            self.hub.send(&next, Push::Granted { grant, since: None });
+            self.hub.send(&next, Push::Granted { grant });
             // Whoever waits is answered before whoever is done.
             tokio::task::yield_now().await;
         }
@@ -295,7 +295,8 @@ impl LockBackend for RedisLocks {
         let mut offered = Vec::new();
         if !reply.is_empty() {
             let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
-            let grant = Grant { fence: last_fence, ttl: reply.millis()?, claimed: false };
+            let grant =
+                Grant { fence: last_fence, ttl: reply.millis()?, claimed: false, since: None };
             offered.push((hold, grant));
         }
         Ok(Beat { offered, tickets, next, last_fence })
@@ -340,7 +341,7 @@ impl LockBackend for RedisLocks {
 pub(super) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendError> {
     let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
     let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-    Ok((Grant { fence, ttl, claimed: true }, reply.number()? == 1))
+    Ok((Grant { fence, ttl, claimed: true, since: None }, reply.number()? == 1))
 }
 
 /// The waiter that a release has made the holder, if it is one of ours: hold, sequence, time to live
@@ -352,5 +353,5 @@ fn read_offer(reply: &mut Reply) -> Result<Option<(HoldId, Grant)>, BackendError
     let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
     let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
     let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-    Ok(Some((hold, Grant { fence, ttl, claimed: false })))
+    Ok(Some((hold, Grant { fence, ttl, claimed: false, since: None })))
 }

@@ -179,8 +179,9 @@ fn parse(text: &str) -> Option<(HoldId, Push)> {
         "g" => {
             let (seq, ttl_ms, epoch) = (number()?, number()?, number()?);
             let fence = Fence::compose(epoch, seq).ok()?;
-            let grant = Grant { fence, ttl: Duration::from_millis(ttl_ms), claimed: false };
-            Some((hold, Push::Granted { grant, since: None }))
+            let grant =
+                Grant { fence, ttl: Duration::from_millis(ttl_ms), claimed: false, since: None };
+            Some((hold, Push::Granted { grant }))
         }
         "l" => Some((hold, Push::Lost)),
         _ => None,
@@ -196,8 +197,8 @@ mod tests {
         let (hold, push) = parse("g h1 1795434121145 900 7").unwrap();
         assert_eq!(hold.as_str(), "h1");
         let fence = Fence::compose(7, 1_795_434_121_145).unwrap();
-        let grant = Grant { fence, ttl: Duration::from_millis(900), claimed: false };
-        assert_eq!(push, Push::Granted { grant, since: None });
+        let grant = Grant { fence, ttl: Duration::from_millis(900), claimed: false, since: None };
+        assert_eq!(push, Push::Granted { grant });
         assert_eq!(parse("l h1 later words").unwrap().1, Push::Lost);
         for noise in ["", "g", "g h1", "g h1 1 2", "g h1 x 2 3", "g h1 1 2 9999999999", "x h1"] {
             assert!(parse(noise).is_none(), "{noise:?}");

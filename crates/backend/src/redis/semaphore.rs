@@ -98,7 +98,7 @@ impl RedisSemaphores {
                 return Err(ack.short_of(got));
             }
         }
-        Ok(Attempt::Granted(Grant { fence, ttl, claimed: true }))
+        Ok(Attempt::Granted(Grant { fence, ttl, claimed: true, since: None }))
     }
 }
 
@@ -190,7 +190,7 @@ impl LockBackend for RedisSemaphores {
         while !reply.is_empty() {
             let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
             let (fence, ttl) = (read_fence(&mut reply)?, reply.millis()?);
-            offered.push((hold, Grant { fence, ttl, claimed: false }));
+            offered.push((hold, Grant { fence, ttl, claimed: false, since: None }));
         }
         Ok(Beat { offered, tickets, next, last_fence })
     }

@@ -115,7 +115,7 @@ impl Lines {
                     next = interval.min(beat.next + Duration::from_millis(1));
                     let expected = self.expected(&at, &before, &beat.offered);
                     for (hold, grant) in beat.offered {
-                        self.hub.send(&hold, Push::Granted { grant, since: None });
+                        self.hub.send(&hold, Push::Granted { grant });
                     }
                     let all_there = beat.tickets as usize >= expected;
                     // Once can be a ticket on its way; twice is a store that lost some.

@@ -159,7 +159,7 @@ pub fn mk_fence(seq: u64) -> Fence {
 }
 
 pub fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool) -> Grant {
-    Grant { fence: mk_fence(seq), ttl: Duration::from_millis(ttl_ms), claimed }
+    Grant { fence: mk_fence(seq), ttl: Duration::from_millis(ttl_ms), claimed, since: None }
 }
 
 pub fn mk_holder(held: &Held, now_ms: u64) -> HolderView {

@@ -158,7 +158,7 @@ impl Ballot {
             (has == fence || self.raised[server]).then_some(ttl)
         };
         let ttl = nth_largest(self.granted().filter_map(stands).collect(), self.needed())?;
-        Some(Grant { fence, ttl: ttl.saturating_sub(DRIFT), claimed: true })
+        Some(Grant { fence, ttl: ttl.saturating_sub(DRIFT), claimed: true, since: None })
     }
 
     /// What has to be taken back when there is no grant: what this request put there. `fence` is the

@@ -55,7 +55,10 @@ fn a_grant_needs_a_majority_at_one_fence() {
     assert_eq!(votes.grant(fence), None, "one server stands at it");
     votes.note_raised(0);
     // What the majority has at the least, without the drift.
-    assert_eq!(votes.grant(fence), Some(Grant { fence, ttl: 898 * MS, claimed: true }));
+    assert_eq!(
+        votes.grant(fence),
+        Some(Grant { fence, ttl: 898 * MS, claimed: true, since: None })
+    );
     assert_eq!(votes.pending().collect::<Vec<_>>(), [2]);
 }
 
