@@ -9,14 +9,39 @@ use axum::{
     extract::State,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use holdfast_core::Kind;
 use holdfast_wire::{Catalogue, Code, Status, headers};
 use utoipa::OpenApi;
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use crate::{error::Failure, service::Sidecar};
+
+/// A route, and what describes it. That is made when somebody asks: a thousand small texts, which would
+/// leave a mebibyte of holes in the memory of a sidecar at rest.
+pub struct Route {
+    path: String,
+    methods: MethodRouter<Arc<Sidecar>>,
+    described: fn() -> UtoipaMethodRouter<Arc<Sidecar>>,
+}
+
+/// The [`Route`]s of handlers, each declared by its `utoipa::path`.
+macro_rules! routes {
+    ($($handler:ident),+ $(,)?) => {
+        vec![$({
+            use utoipa_axum::PathItemExt as _;
+            let (path, methods) = utoipa_axum::paste! {{
+                type Declared = [<__path_ $handler>];
+                (<Declared as utoipa::Path>::path(), <Declared as utoipa::Path>::methods())
+            }};
+            let methods = methods.iter().fold(axum::routing::MethodRouter::new(), |router, method| {
+                router.on(method.to_method_filter(), $handler)
+            });
+            $crate::routes::Route { path, methods, described: || utoipa_axum::routes!($handler) }
+        }),+]
+    };
+}
 
 mod body;
 pub mod direct;
@@ -40,8 +65,10 @@ struct Api;
 
 /// All routes; with `page`, the status page at `/`.
 pub fn router(sidecar: Arc<Sidecar>, page: bool) -> Router {
-    let router = described()
-        .0
+    let served = |router: Router<_>, route: Route| router.route(&route.path, route.methods);
+    let router = all()
+        .into_iter()
+        .fold(Router::new(), served)
         .with_state(sidecar)
         .route("/openapi.json", get(|| async { described_as(openapi()) }))
         .fallback(not_found)
@@ -51,25 +78,22 @@ pub fn router(sidecar: Arc<Sidecar>, page: bool) -> Router {
 
 /// The OpenAPI document, as JSON. Made when somebody asks: hardly anybody does.
 pub fn openapi() -> String {
+    let described = |router: OpenApiRouter<_>, route: Route| router.routes((route.described)());
+    let router = OpenApiRouter::with_openapi(Api::openapi());
+    let document = all().into_iter().fold(router, described).into_openapi();
     // The document has string keys only, so it always has a JSON form.
-    described().1.to_json().unwrap_or_default()
+    document.to_json().unwrap_or_default()
 }
 
-fn described() -> (Router<Arc<Sidecar>>, utoipa::openapi::OpenApi) {
-    let mut router = OpenApiRouter::with_openapi(Api::openapi())
-        .routes(routes!(catalogue))
-        .routes(routes!(status))
-        .merge(hold::routes())
-        .merge(fence::routes());
-    for kind in Kind::ALL {
-        router = router.merge(match kind {
-            Kind::Lock => lock::routes(),
-            Kind::LeaderElection => election::routes(),
-            Kind::RateLimit => ratelimit::routes(),
-            Kind::Semaphore => semaphore::routes(),
-        });
-    }
-    router.split_for_parts()
+fn all() -> Vec<Route> {
+    let of_kinds = Kind::ALL.iter().flat_map(|kind| match kind {
+        Kind::Lock => lock::routes(),
+        Kind::LeaderElection => election::routes(),
+        Kind::RateLimit => ratelimit::routes(),
+        Kind::Semaphore => semaphore::routes(),
+    });
+    let others = [routes![catalogue, status], hold::routes(), fence::routes()];
+    others.into_iter().flatten().chain(of_kinds).collect()
 }
 
 fn described_as(json: String) -> Response {

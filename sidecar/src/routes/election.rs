@@ -10,9 +10,11 @@ use axum::{
 use futures::{Stream, StreamExt, future::ready};
 use holdfast_wire::{CampaignRequest, ElectionState, Problem, ResignRequest, TermState};
 use tokio_stream::wrappers::WatchStream;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::fields::{Fields, Name};
+use super::{
+    Route,
+    fields::{Fields, Name},
+};
 use crate::{error::Failure, service::Sidecar};
 
 /// Comments on a silent stream come this often per time to live: longer silence means that the
@@ -20,13 +22,8 @@ use crate::{error::Failure, service::Sidecar};
 const BEATS_PER_TTL: u32 = 6;
 
 /// The routes of this kind.
-pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
-    OpenApiRouter::new()
-        .routes(routes!(state))
-        .routes(routes!(leading))
-        .routes(routes!(events))
-        .routes(routes!(campaign))
-        .routes(routes!(resign))
+pub fn routes() -> Vec<Route> {
+    routes![state, leading, events, campaign, resign]
 }
 
 /// Who leads, and how this pod stands.

@@ -4,14 +4,16 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use holdfast_wire::{FenceCheckRequest, FenceCheckResponse, Problem};
-use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::fields::{Fields, Name};
+use super::{
+    Route,
+    fields::{Fields, Name},
+};
 use crate::{error::Failure, service::Sidecar};
 
 /// The routes of the fence guard.
-pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
-    OpenApiRouter::new().routes(routes!(check))
+pub fn routes() -> Vec<Route> {
+    routes![check]
 }
 
 /// Whether a fence is still the newest: for a resource that cannot compare fences by itself. Ask on the

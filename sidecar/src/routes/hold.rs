@@ -11,9 +11,8 @@ use futures::{Stream, stream};
 use holdfast_core::HoldId;
 use holdfast_wire::{Code, HoldEvent, HoldEventKind, HoldInfo, Problem};
 use tokio::sync::broadcast::error::RecvError;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::fields::Name;
+use super::{Route, fields::Name};
 use crate::{
     error::Failure,
     holds::{View, stream::Subscription},
@@ -25,8 +24,8 @@ use crate::{
 const BEATS_PER_TTL: u32 = 6;
 
 /// The routes of holds, of whatever kind.
-pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
-    OpenApiRouter::new().routes(routes!(info)).routes(routes!(events)).routes(routes!(heartbeat))
+pub fn routes() -> Vec<Route> {
+    routes![info, events, heartbeat]
 }
 
 /// How a hold stands.

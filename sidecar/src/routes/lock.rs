@@ -9,9 +9,9 @@ use holdfast_wire::{
     LockState, Problem, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
 };
 use hyper::body::Bytes;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    Route,
     body::Object,
     fields::{Fields, Name, Params},
 };
@@ -22,13 +22,8 @@ use crate::{
 };
 
 /// The routes of this kind.
-pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
-    OpenApiRouter::new()
-        .routes(routes!(query))
-        .routes(routes!(acquire))
-        .routes(routes!(renew))
-        .routes(routes!(release))
-        .routes(routes!(force_release))
+pub fn routes() -> Vec<Route> {
+    routes![query, acquire, renew, release, force_release]
 }
 
 /// The state of a key: holder, fence, queue. Stale the moment it is read.

@@ -15,9 +15,9 @@ use holdfast_wire::{
     Problem, RefundRequest, RefundResponse, headers,
 };
 use hyper::body::Bytes;
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    Route,
     body::{Object, write_number},
     direct::{Answer, fail, mk_answer},
     fields::{Fields, Name, Params},
@@ -31,12 +31,8 @@ const RATELIMIT: HeaderName = HeaderName::from_static(headers::RATELIMIT);
 const RATELIMIT_POLICY: HeaderName = HeaderName::from_static(headers::RATELIMIT_POLICY);
 
 /// The routes of this kind.
-pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
-    OpenApiRouter::new()
-        .routes(routes!(peek))
-        .routes(routes!(check))
-        .routes(routes!(refund))
-        .routes(routes!(release))
+pub fn routes() -> Vec<Route> {
+    routes![peek, check, refund, release]
 }
 
 /// How the limits of a key stand. Charges nothing.

@@ -8,9 +8,9 @@ use holdfast_wire::{
     ForcePermitsRequest, ForcePermitsResponse, LockQuery, PermitsRequest, PermitsResponse, Problem,
     ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse, SemaphoreState,
 };
-use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
+    Route,
     fields::{Fields, Name, Params},
     lock::{mk_released, mk_renewed},
 };
@@ -21,13 +21,8 @@ use crate::{
 };
 
 /// The routes of this kind.
-pub fn routes() -> OpenApiRouter<Arc<Sidecar>> {
-    OpenApiRouter::new()
-        .routes(routes!(permits))
-        .routes(routes!(acquire_permits))
-        .routes(routes!(renew_permits))
-        .routes(routes!(release_permits))
-        .routes(routes!(force_release_permits))
+pub fn routes() -> Vec<Route> {
+    routes![permits, acquire_permits, renew_permits, release_permits, force_release_permits]
 }
 
 /// The state of a key: permits in use, holders, queue. Stale the moment it is read.
