@@ -19,7 +19,7 @@ use crate::{
 struct Cluster {
     root: PathBuf,
     dir: tempfile::TempDir,
-    programs: Vec<Child>,
+    programs: Vec<(Child, u32)>,
 }
 
 impl Cluster {
@@ -46,37 +46,41 @@ impl Cluster {
 
     /// Starts a program inside, and finds its process.
     async fn start(&mut self, name: &str, program: &Path, args: &[&str]) -> anyhow::Result<u32> {
-        let path = program.display().to_string();
+        let (path, program) = (program.display().to_string(), program.canonicalize()?);
+        let before: Vec<u32> = processes_of(&program).collect();
         let mut command = self.command(&[&["exec", path.as_str()], args].concat());
         command.envs([("POD_NAME", name), ("POD_NAMESPACE", "default")]);
-        self.programs.push(command.env("HOLDFAST_SIDECAR_IMAGE", "none").spawn()?);
+        let mut script = command.env("HOLDFAST_SIDECAR_IMAGE", "none").spawn()?;
         for _ in 0..500 {
             sleep(Duration::from_millis(20)).await;
-            if let Some(pid) = process_of(&program.canonicalize()?) {
+            if let Some(pid) = processes_of(&program).find(|pid| !before.contains(pid)) {
+                self.programs.push((script, pid));
                 return Ok(pid);
             }
         }
+        script.kill()?;
+        script.wait()?;
         anyhow::bail!("{path} does not run")
     }
 }
 
-/// The process that runs a program.
-fn process_of(program: &Path) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-    pids.find(|pid| {
+/// The processes that run a program.
+fn processes_of(program: &Path) -> impl Iterator<Item = u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    pids.filter(move |pid: &u32| {
         std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|running| running == program)
     })
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // The script runs each as its own process, or a child of it: the cluster's end takes them all.
-        drop(self.run(&["down"]));
-        for program in &mut self.programs {
-            drop(program.kill());
-            drop(program.wait());
+        // The script's shell does not hand signals on to what it runs.
+        for (script, pid) in &mut self.programs {
+            drop(Command::new("kill").arg("-KILL").arg(pid.to_string()).status());
+            drop(script.wait());
         }
+        drop(self.run(&["down"]));
     }
 }
 
