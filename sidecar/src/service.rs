@@ -317,21 +317,22 @@ impl Sidecar {
         hold: Option<&str>,
         found: Option<Found>,
     ) -> Failure {
+        let why = match found {
+            Some(Found::Ended(end)) => mk_ended(end),
+            Some(Found::Live(_)) => mk_unknown(),
+            // Its text is checked only when there is none.
+            Some(Found::Unknown) | None => match read_hold(hold) {
+                Ok(_) => mk_unknown(),
+                Err(failure) => return failure,
+            },
+        };
         // A wrong name explains more than an unknown hold.
         let snapshot = self.snapshot.load();
         let class = match kind {
             Kind::Semaphore => snapshot.semaphore(name).map(drop),
             Kind::Lock | Kind::LeaderElection | Kind::RateLimit => snapshot.lock(name).map(drop),
         };
-        match (class, found) {
-            (Err(failure), _) => failure,
-            (Ok(()), Some(Found::Ended(end))) => mk_ended(end),
-            (Ok(()), Some(Found::Live(_))) => mk_unknown(),
-            // Its text is checked only when there is none.
-            (Ok(()), Some(Found::Unknown) | None) => {
-                read_hold(hold).err().unwrap_or_else(mk_unknown)
-            }
-        }
+        class.err().unwrap_or(why)
     }
 
     fn was_released(&self, hold: Option<&str>) -> bool {
