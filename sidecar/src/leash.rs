@@ -27,13 +27,14 @@ const NEVER: u64 = u64::MAX;
 
 /// The leashes of one server.
 pub struct Leashes {
-    patience_ms: u64,
     clock: Arc<Coarse>,
     all: Mutex<Vec<Weak<Inner>>>,
 }
 
 /// A clock that says when it was last looked at: with every request a real one is too dear.
 struct Coarse {
+    /// How long a connection may be silent.
+    patience_ms: u64,
     began: Instant,
     now_ms: AtomicU64,
 }
@@ -43,7 +44,6 @@ pub struct Leash(Arc<Inner>);
 
 struct Inner {
     clock: Arc<Coarse>,
-    patience_ms: u64,
     /// Milliseconds after the clock began; zero once it has passed.
     due_ms: AtomicU64,
     /// A request is being answered.
@@ -55,12 +55,9 @@ struct Inner {
 impl Leashes {
     /// Leashes of connections that may be silent for so long, with no request being answered.
     pub fn new(patience: Duration) -> Self {
-        let clock = Coarse { began: Instant::now(), now_ms: AtomicU64::new(0) };
-        Leashes {
-            patience_ms: patience.as_millis() as u64,
-            clock: Arc::new(clock),
-            all: Mutex::default(),
-        }
+        let patience_ms = patience.as_millis() as u64;
+        let clock = Coarse { patience_ms, began: Instant::now(), now_ms: AtomicU64::new(0) };
+        Leashes { clock: Arc::new(clock), all: Mutex::default() }
     }
 
     /// One more.
@@ -68,7 +65,6 @@ impl Leashes {
         self.clock.advance();
         let leash = Arc::new(Inner {
             clock: self.clock.clone(),
-            patience_ms: self.patience_ms,
             due_ms: AtomicU64::new(NEVER),
             busy: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -147,9 +143,9 @@ impl Leash {
     /// There is nothing to do for the connection: the client is silent from now on, unless a request
     /// is being answered or it has been silent before.
     pub fn wait(&self) {
-        let Inner { clock, patience_ms, due_ms, busy, .. } = &*self.0;
+        let Inner { clock, due_ms, busy, .. } = &*self.0;
         if due_ms.load(Relaxed) == NEVER && !busy.load(Relaxed) {
-            due_ms.store(clock.now_ms.load(Relaxed) + patience_ms, Relaxed);
+            due_ms.store(clock.now_ms.load(Relaxed) + clock.patience_ms, Relaxed);
         }
     }
 }

@@ -195,16 +195,15 @@ async fn connection(
 ) {
     let service = service_fn(|request: Request<Incoming>| {
         leash.begin();
-        app.answer(request).map_ok(|answer| match answer.body() {
-            // Written at once.
-            Either::Left(_) => {
-                leash.end();
-                answer
-            }
-            Either::Right(_) => answer.map(|body| match body {
+        app.answer(request).map_ok(|answer| {
+            answer.map(|body| match body {
+                // Written at once.
+                Either::Left(body) => {
+                    leash.end();
+                    Either::Left(body)
+                }
                 Either::Right(body) => Either::Right(leash.watch(body)),
-                written => written,
-            }),
+            })
         })
     });
     let serving = http1::Builder::new()

@@ -134,7 +134,7 @@ impl Transition {
         }
     }
 
-    /// What a plain script of it starts with: a script parses all of its text each time it is loaded.
+    /// What a plain script of it starts with, after the clock and numbers: a script parses all of its text each time it is loaded.
     const fn prelude(self) -> &'static [&'static str] {
         match self {
             Transition::LockAcquire
@@ -145,18 +145,18 @@ impl Transition {
             | Transition::LockForceRelease
             | Transition::LockQuery
             | Transition::LockNewest
-            | Transition::LockRaise => &[NUMBERS, PRELUDE],
+            | Transition::LockRaise => &[PRELUDE],
             Transition::RatelimitCheck
             | Transition::RatelimitRefund
             | Transition::RatelimitRelease
-            | Transition::RatelimitPutBack => &[NUMBERS, RATELIMIT_PRELUDE],
+            | Transition::RatelimitPutBack => &[RATELIMIT_PRELUDE],
             Transition::SemaphoreAcquire
             | Transition::SemaphoreRenew
             | Transition::SemaphoreRelease
             | Transition::SemaphoreCancel
             | Transition::SemaphoreBeat
             | Transition::SemaphoreForceRelease
-            | Transition::SemaphoreQuery => &[NUMBERS, PRELUDE, SEMAPHORE_PRELUDE],
+            | Transition::SemaphoreQuery => &[PRELUDE, SEMAPHORE_PRELUDE],
         }
     }
 
@@ -245,7 +245,7 @@ impl Scripts {
         let scripts = Transition::ALL
             .iter()
             .map(|t| {
-                let code = format!("{clock}{}{}", t.prelude().concat(), t.body());
+                let code = format!("{clock}{NUMBERS}{}{}", t.prelude().concat(), t.body());
                 let sha1 = redis::Script::new(&code).get_hash().to_owned();
                 Script { code, sha1 }
             })

@@ -16,6 +16,7 @@ use holdfast_core::{
 use super::{
     RedisLocks,
     keys::{self, ObjectKeys},
+    lock::read_grant,
     look::NAMES_IN_VIEW,
     policy::{Policies, ms_of},
     reply::{Reply, unexpected},
@@ -80,9 +81,7 @@ impl RedisSemaphores {
         request: &Acquire,
         mut reply: Reply,
     ) -> Result<Attempt, BackendError> {
-        let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
-        let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-        let is_new = reply.number()? == 1;
+        let (grant, is_new) = read_grant(&mut reply)?;
         if let Some(acked) = &self.store.acked {
             let (got, ack) = (reply.number()?, acked.ack());
             if got < u64::from(ack.replicas) {
@@ -98,7 +97,7 @@ impl RedisSemaphores {
                 return Err(ack.short_of(got));
             }
         }
-        Ok(Attempt::Granted(Grant { fence, ttl, claimed: true, since: None }))
+        Ok(Attempt::Granted(grant))
     }
 }
 
