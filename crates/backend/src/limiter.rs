@@ -216,3 +216,6 @@ impl Limiter {
         self.store.release(at, &plan.policy, permit).await
     }
 }
+
+#[cfg(test)]
+mod tests;

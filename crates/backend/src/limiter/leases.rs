@@ -13,7 +13,7 @@ use std::{
 use foldhash::quality::RandomState;
 use futures::future::join_all;
 use holdfast_core::{
-    Address, BackendError,
+    Address, BackendError, Stamp,
     ratelimit::{
         Check, Decision, Policy, Taken,
         lease::{Step, Terms, Tokens},
@@ -38,8 +38,41 @@ pub(super) struct Leases {
 
 struct Entry {
     tokens: Tokens,
-    /// Who may fetch. Made by the first who must.
+    /// Who may fetch. Made by the first who must, gone with the last: a key costs nothing but itself.
     turn: Option<Arc<tokio::sync::Mutex<()>>>,
+}
+
+/// What becomes of a check.
+enum Next {
+    Decided(Decision),
+    /// To ask for, in turn.
+    Ask(Check, Arc<tokio::sync::Mutex<()>>),
+}
+
+impl Entry {
+    fn next(&mut self, terms: Terms, now: Stamp, check: &Check) -> Next {
+        match self.tokens.serve(terms, now, check) {
+            Step::Decided(decision) => Next::Decided(decision),
+            Step::Ask(ask) => Next::Ask(ask, self.turn.get_or_insert_default().clone()),
+        }
+    }
+}
+
+/// Who fetches tokens of a key, until dropped.
+struct Turn<'a> {
+    leases: &'a Leases,
+    at: &'a Address,
+    _guard: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // Turns are given with the table locked: two know of this one, the table and the guard, unless
+        // somebody waits for it.
+        if let Some(entry) = lock(&self.leases.keys).get_mut(self.at) {
+            entry.turn.take_if(|turn| Arc::strong_count(turn) <= 2);
+        }
+    }
 }
 
 impl Leases {
@@ -73,23 +106,16 @@ impl Limiter {
         terms: Terms,
         check: &Check,
     ) -> Result<(Decision, bool), BackendError> {
-        let (ask, turn) = match self.serve(at, plan, terms, check) {
-            (Step::Decided(decision), _) => return Ok((decision, false)),
-            (Step::Ask(ask), turn) => (ask, turn),
+        let turn = match self.serve(at, plan, terms, check) {
+            Next::Decided(decision) => return Ok((decision, false)),
+            Next::Ask(_, turn) => turn,
         };
         self.keep_tidy();
-        let mut ask = ask;
-        let _turn = match turn {
-            Some(turn) => {
-                let turn = turn.lock_owned().await;
-                // Who was here before may have fetched enough for us too.
-                ask = match self.serve(at, plan, terms, check).0 {
-                    Step::Decided(decision) => return Ok((decision, false)),
-                    Step::Ask(ask) => ask,
-                };
-                Some(turn)
-            }
-            None => None,
+        let _turn = Turn { leases: &self.leases, at, _guard: turn.lock_owned().await };
+        // Who was here before may have fetched enough for us too.
+        let ask = match self.serve(at, plan, terms, check) {
+            Next::Decided(decision) => return Ok((decision, false)),
+            Next::Ask(ask, _) => ask,
         };
         let sent = self.clock.now();
         let Some(answer) = self.ask(at, plan, &ask).await? else {
@@ -105,35 +131,24 @@ impl Limiter {
         Ok((decision, false))
     }
 
-    /// Decides from what is in hand, or says what to ask, and who asks.
-    fn serve(
-        self: &Arc<Self>,
-        at: &Address,
-        plan: &Plan,
-        terms: Terms,
-        check: &Check,
-    ) -> (Step, Option<Arc<tokio::sync::Mutex<()>>>) {
+    /// Decides from what is in hand, or says what to ask, and in whose turn.
+    fn serve(self: &Arc<Self>, at: &Address, plan: &Plan, terms: Terms, check: &Check) -> Next {
         let now = self.clock.now();
         let mut keys = lock(&self.leases.keys);
         if let Some(entry) = keys.get_mut(at) {
             let stale = entry.tokens.expire(&plan.policy, now);
-            let step = entry.tokens.serve(terms, now, check);
-            let turn = match step {
-                Step::Decided(_) => None,
-                Step::Ask(_) => Some(entry.turn.get_or_insert_default().clone()),
-            };
+            let next = entry.next(terms, now, check);
             drop(keys);
             if let Some((policy, taken)) = stale {
                 let (limiter, at) = (self.clone(), at.clone());
                 tokio::spawn(async move { limiter.put_back(vec![(at, policy, taken)]).await });
             }
-            return (step, turn);
+            return next;
         }
         let mut entry = Entry { tokens: Tokens::new(&plan.policy, now), turn: None };
-        let step = entry.tokens.serve(terms, now, check);
-        let turn = Some(entry.turn.get_or_insert_default().clone());
+        let next = entry.next(terms, now, check);
         keys.insert(at.clone(), entry);
-        (step, turn)
+        next
     }
 
     /// Puts back what is in hand, and takes no more: the process ends.
