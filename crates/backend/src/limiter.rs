@@ -2,7 +2,8 @@
 //! decides alone while it is away. The rules are core's: [`lease`], [`outage`], [`share`].
 //!
 //! Invariants: of one key, one call at a time fetches tokens, so that never more than a batch is in
-//! hand; a store that is away is asked by one check now and then, not by all.
+//! hand; equal checks of one key share calls; a store that is away is asked by one check now and
+//! then, not by all.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,8 +18,10 @@ use holdfast_core::{
 
 use crate::{hub::lock, memory::MemoryRateLimits};
 
+mod coalesce;
 mod leases;
 
+use coalesce::Lines;
 use leases::Leases;
 
 /// How a class wants to be served.
@@ -75,6 +78,7 @@ pub struct Limiter {
     clock: Arc<dyn Clock>,
     local: Arc<MemoryRateLimits>,
     leases: Leases,
+    lines: Lines,
     outage: Mutex<Outage>,
     began: Stamp,
 }
@@ -83,8 +87,8 @@ impl Limiter {
     /// A user of this store.
     pub fn new(store: Arc<dyn RateLimitBackend>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let (local, began) = (MemoryRateLimits::new(clock.clone()), clock.now());
-        let (leases, outage) = (Leases::default(), Mutex::default());
-        Arc::new(Limiter { store, clock, local, leases, outage, began })
+        let (leases, lines, outage) = (Leases::default(), Lines::default(), Mutex::default());
+        Arc::new(Limiter { store, clock, local, leases, lines, outage, began })
     }
 
     /// The store.
@@ -120,7 +124,7 @@ impl Limiter {
 
     /// Asks the store; `None` when the class has another way and the store does not answer.
     async fn ask(
-        &self,
+        self: &Arc<Self>,
         at: &Address,
         plan: &Plan,
         check: &Check,
@@ -129,7 +133,7 @@ impl Limiter {
         if has_other_way && !lock(&self.outage).may_ask(self.elapsed()) {
             return Ok(None);
         }
-        let asked = self.store.check(at, &plan.policy, check).await;
+        let asked = self.ask_store(at, &plan.policy, check).await;
         match asked {
             Ok(decision) => {
                 self.note(true);

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Address, BackendError, Guarantee, Substrate};
 
 pub mod accuracy;
+pub mod coalesce;
 pub mod concurrency;
 pub mod fixed_window;
 pub mod lease;
@@ -260,7 +261,8 @@ pub struct Verdict {
     pub remaining: u64,
     /// When all of it is back, or the window ends.
     pub reset_us: u64,
-    /// After how long this limit alone would allow the check; zero when it does.
+    /// After how long this limit alone would allow the check; zero when it does. Of a check that was
+    /// content with less and charged: when it would allow [`Check::least`] once more.
     pub wait_us: u64,
 }
 

@@ -27,7 +27,7 @@ use crate::{
     server::RedisServer,
 };
 
-fn mk_address(key: &str) -> Address {
+pub fn mk_address(key: &str) -> Address {
     Address {
         kind: Kind::RateLimit,
         namespace: NAMESPACE.into(),
@@ -36,7 +36,7 @@ fn mk_address(key: &str) -> Address {
     }
 }
 
-fn mk_config(algorithm: Algorithm, limit: u64, window_seconds: u32) -> RateLimitConfig {
+pub fn mk_config(algorithm: Algorithm, limit: u64, window_seconds: u32) -> RateLimitConfig {
     RateLimitConfig {
         generation: 1,
         limits: vec![Limit { name: "l".into(), algorithm, limit, window_seconds, burst: limit }],
@@ -46,22 +46,22 @@ fn mk_config(algorithm: Algorithm, limit: u64, window_seconds: u32) -> RateLimit
     }
 }
 
-fn mk_check(cost: u64) -> Check {
+pub fn mk_check(cost: u64) -> Check {
     Check { cost, mode: Mode::Enforce, max_wait_us: 0, permit: 0, least: cost }
 }
 
 /// One sidecar's process.
-fn sidecar(server: &RedisServer) -> Arc<Limiter> {
+pub fn sidecar(server: &RedisServer) -> Arc<Limiter> {
     let limits = RedisRateLimits::connect(mk_redis(server), NAMESPACE).unwrap();
     Limiter::new(limits, Arc::new(SystemClock))
 }
 
-async fn passes(limiter: &Arc<Limiter>, plan: &Plan, key: &str) -> bool {
+pub async fn passes(limiter: &Arc<Limiter>, plan: &Plan, key: &str) -> bool {
     let asked = limiter.check(&mk_address(key), plan, &mk_check(1)).await;
     matches!(asked, Ok((decision, _)) if matches!(decision.outcome, Outcome::Allowed { .. }))
 }
 
-async fn calls(server: &RedisServer) -> u64 {
+pub async fn calls(server: &RedisServer) -> u64 {
     let url = format!("redis://{}/", server.address());
     let info: String = command_as(&url, &["INFO", "commandstats"]).await.unwrap();
     let line = info.lines().find(|line| line.starts_with("cmdstat_fcall:")).unwrap_or("calls=0,");

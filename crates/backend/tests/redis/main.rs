@@ -4,6 +4,7 @@
 
 mod ack;
 mod cluster;
+mod coalesce;
 mod differential;
 mod epochs;
 mod failures;

@@ -164,8 +164,11 @@ impl Tokens {
         }
         let mut decision = *answer;
         decision.taken = Taken::default();
+        let passed = matches!(answer.outcome, Outcome::Allowed { .. });
         for verdict in decision.verdicts.iter_mut().take(answer.count) {
             verdict.remaining += self.left;
+            // Of the next one, where this one passed.
+            verdict.wait_us = if passed { 0 } else { verdict.wait_us };
         }
         decision
     }

@@ -280,8 +280,11 @@ impl RateState {
             }
             for ((slot, rule), verdict) in slots.iter_mut().zip(&policy.rules).zip(&mut verdicts) {
                 slot.charge(rule, now_us, cost, check.permit);
-                let after = slot.judge(rule, now_us, 0);
-                (verdict.remaining, verdict.reset_us) = (after.remaining, after.reset_us);
+                // Who is content with less wants to know when there is more.
+                let more = if check.least < check.cost { check.least } else { 0 };
+                let after = slot.judge(rule, now_us, more);
+                let wait_us = if more > 0 { after.wait_us } else { verdict.wait_us };
+                *verdict = Verdict { wait_us, ..after };
             }
         }
         Decision { outcome, count: slots.len(), verdicts, taken }

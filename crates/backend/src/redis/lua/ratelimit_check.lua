@@ -3,7 +3,8 @@
 -- ARGV: the token, 2 cost, 3 'e' to charge or 'p' to look, 4 longest wait us, 5 the permit's name,
 --   6 absent, or less than the cost: charges what there is, but at least so much
 -- Returns {1 allowed | 0 limited | -1 too large, wait us, with a 6th argument what was charged and
---   when, then per limit: left, reset us, wait us}
+--   when, then per limit: left, reset us, wait us (after a charge with a 6th argument: for as much
+--   as that once more)}
 local st = rate_begin(KEYS, ARGV)
 local now, policy = st.last, st.policy
 local cost, max_wait, least = tonumber(ARGV[2]), tonumber(ARGV[4]), ARGV[6]
@@ -42,7 +43,10 @@ elseif ARGV[3] == 'e' then
     else
       slot[#slot] = slot[#slot] + cost
     end
-    reply[base + 3 * i], reply[base + 3 * i + 1] = rate_judge(slot, rule, now, 0)
+    local at, left, reset, wait = base + 3 * i, rate_judge(slot, rule, now, tonumber(least or 0))
+    reply[at], reply[at + 1] = left, reset
+    -- Who is content with less wants to know when there is more.
+    if least then reply[at + 2] = wait end
   end
 end
 if ARGV[3] == 'e' then rate_save(KEYS, st) end
