@@ -1,8 +1,11 @@
 //! From a release to the next waiter's answer, beside a bare BLPOP; and a thousand waiters on a key.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use redis::aio::MultiplexedConnection;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -29,39 +32,79 @@ pub async fn calls(redis: &str) -> anyhow::Result<u64> {
     Ok(text.lines().filter_map(count).sum())
 }
 
-/// Seconds from a release to the answer of the one that waits, the releaser stepping back.
-async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
-    let mut pair = [Connection::open(port).await?, Connection::open(port).await?];
-    let mut hold = pair[0].acquire("key=hand").await?;
-    let mut took = Vec::new();
-    for round in 0..rounds {
-        let [a, b] = &mut pair;
-        let (holder, waiter) = if round % 2 == 0 { (a, b) } else { (b, a) };
-        let waiting = async {
-            let next = waiter.acquire("key=hand&waitSeconds=30").await;
-            next.map(|next| (next, Instant::now()))
-        };
-        let releasing = async {
-            // The waiter stands in line by then.
-            sleep(Duration::from_millis(3)).await;
-            let begun = Instant::now();
-            holder.release(&hold).await.map(|()| begun)
-        };
-        let (next, begun) = tokio::try_join!(waiting, releasing)?;
-        took.push((next.1 - begun).as_secs_f64());
-        hold = next.0;
-    }
-    pair[0].release(&hold).await?;
-    Ok(took)
+/// How many contend for the one lock, and for how long each has it.
+const CONTENDERS: usize = 8;
+const HELD: Duration = Duration::from_millis(5);
+/// Whoever has released asks again after this: a releaser that steps back.
+const STEPS_BACK: Duration = Duration::from_millis(1);
+
+/// What contenders tell each other, beside the lock: when it was released last.
+#[derive(Default)]
+struct Relay {
+    released: Mutex<Option<Instant>>,
+    took: Mutex<Vec<f64>>,
 }
 
-/// Seconds that a bare server takes for one call of the lock's function, after pauses as long as those
-/// before a release: what a hand-over cannot be faster than.
+impl Relay {
+    /// One has the lock: how long after the release. Then it keeps it for a while.
+    async fn taken(&self) {
+        let now = Instant::now();
+        if let Some(begun) = lock(&self.released).take() {
+            lock(&self.took).push((now - begun).as_secs_f64());
+        }
+        sleep(HELD).await;
+        *lock(&self.released) = Some(Instant::now());
+    }
+
+    fn is_over(&self, rounds: usize) -> bool {
+        lock(&self.took).len() >= rounds
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs contenders until so many hand-overs are over: seconds from each release to the next holder.
+async fn contend<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
+    relay: Arc<Relay>,
+    contenders: Vec<F>,
+) -> anyhow::Result<Vec<f64>> {
+    let mut tasks: JoinSet<_> = contenders.into_iter().collect();
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(std::mem::take(&mut *lock(&relay.took)))
+}
+
+/// Seconds from a release to the answer of the next holder.
+async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
+    let relay = Arc::new(Relay::default());
+    let mut contenders = Vec::new();
+    for _ in 0..CONTENDERS {
+        let (mut connection, relay) = (Connection::open(port).await?, relay.clone());
+        contenders.push(async move {
+            while !relay.is_over(rounds) {
+                let hold = connection.acquire("key=hand&waitSeconds=30").await?;
+                relay.taken().await;
+                connection.release(&hold).await?;
+                sleep(STEPS_BACK).await;
+            }
+            anyhow::Ok(())
+        });
+    }
+    contend(relay, contenders).await
+}
+
+/// Seconds that a bare server takes for one call of the lock's function, as rested as it is before a
+/// release: the one who released last has asked again meanwhile.
 async fn alone(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
     let mut connection = Connection::open(port).await?;
     let mut took = Vec::new();
     for _ in 0..rounds {
-        sleep(Duration::from_millis(3)).await;
+        sleep(STEPS_BACK).await;
+        connection.call("GET", "/").await?;
+        sleep(HELD - STEPS_BACK).await;
         let begun = Instant::now();
         connection.call("GET", "/").await?;
         took.push(begun.elapsed().as_secs_f64());
@@ -75,35 +118,32 @@ const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call(
 
 /// The same with nothing but SET NX, BLPOP and a script of one comparison: no HTTP, no queue.
 async fn bare(redis: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
-    let (mut waiter, mut holder): (MultiplexedConnection, MultiplexedConnection) =
-        (script::connect(redis).await?, script::connect(redis).await?);
-    let take = |hold: usize| {
-        let mut command = redis::cmd("SET");
-        command.arg("{bare}").arg(hold).arg("NX").arg("PX").arg(15_000);
-        command
-    };
-    take(0).query_async::<Option<String>>(&mut holder).await?;
-    let mut took = Vec::new();
-    for round in 0..rounds {
-        let waiting = async {
-            let mut pop = redis::cmd("BLPOP");
-            pop.arg("{bare}:wake").arg(30).query_async::<(String, String)>(&mut waiter).await?;
-            take(round + 1).query_async::<String>(&mut waiter).await?;
-            redis::RedisResult::Ok(Instant::now())
-        };
-        let releasing = async {
-            sleep(Duration::from_millis(3)).await;
-            let begun = Instant::now();
-            let mut release = redis::cmd("EVAL");
-            release.arg(RELEASE).arg(2).arg("{bare}").arg("{bare}:wake").arg(round);
-            release.query_async::<u64>(&mut holder).await?;
-            redis::RedisResult::Ok(begun)
-        };
-        let (ended, begun) = tokio::try_join!(waiting, releasing)?;
-        took.push((ended - begun).as_secs_f64());
+    let relay = Arc::new(Relay::default());
+    let mut admin = script::connect(redis).await?;
+    redis::cmd("RPUSH").arg("{bare}:wake").arg(1).query_async::<u64>(&mut admin).await?;
+    let mut contenders = Vec::new();
+    for contender in 0..CONTENDERS {
+        let (mut connection, relay) = (script::connect(redis).await?, relay.clone());
+        contenders.push(async move {
+            while !relay.is_over(rounds) {
+                let mut pop = redis::cmd("BLPOP");
+                pop.arg("{bare}:wake").arg(30);
+                pop.query_async::<(String, String)>(&mut connection).await?;
+                let mut take = redis::cmd("SET");
+                take.arg("{bare}").arg(contender).arg("NX").arg("PX").arg(15_000);
+                take.query_async::<String>(&mut connection).await?;
+                relay.taken().await;
+                let mut release = redis::cmd("EVAL");
+                release.arg(RELEASE).arg(2).arg("{bare}").arg("{bare}:wake").arg(contender);
+                release.query_async::<u64>(&mut connection).await?;
+                sleep(STEPS_BACK).await;
+            }
+            anyhow::Ok(())
+        });
     }
-    redis::cmd("DEL").arg("{bare}").query_async::<u64>(&mut holder).await?;
-    Ok(took)
+    let took = contend(relay, contenders).await;
+    redis::cmd("DEL").arg("{bare}:wake").query_async::<u64>(&mut admin).await?;
+    took
 }
 
 /// Hand-over on Redis beside the bare one.
@@ -131,7 +171,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![
         Figure::new("hand-over p50 ÷ BLPOP's", median(halves), "", Target::AtMost(1.5)).note(note),
         Figure::new("hand-over p99 ÷ BLPOP's", median(tails), "", Target::AtMost(2.0)),
-        Figure::new("one call over F1 after the same pause ÷ it", median(floors), "", Target::None)
+        Figure::new("one call over F1 after the same rest ÷ it", median(floors), "", Target::None)
             .note("what one script and one HTTP request cost by themselves"),
     ])
 }
