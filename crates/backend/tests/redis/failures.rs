@@ -16,8 +16,9 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use crate::fixture::{
-    Session, Store, TTL, command_as, eventually, mk_address, mk_config, mk_redis,
+use crate::{
+    fixture::{Session, Store, TTL, command_as, eventually, mk_address, mk_config, mk_redis},
+    runs::SURE,
 };
 
 // === A server that answers as told ===
@@ -223,6 +224,7 @@ async fn a_store_that_may_not_write_is_unavailable() {
     assert_eq!(code(&session).await, "backend_unavailable");
     store.command::<()>(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
     // It has been promoted, as far as anybody can tell: what it has may be old.
+    tokio::time::sleep(SURE).await;
     assert_eq!(code(&session).await, "epoch");
 }
 

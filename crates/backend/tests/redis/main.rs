@@ -16,6 +16,7 @@ mod ratelimits;
 #[path = "../support/cluster.rs"]
 mod redis_cluster;
 mod redlock;
+mod runs;
 mod semaphores;
 mod sentinel;
 #[path = "../support/redis.rs"]

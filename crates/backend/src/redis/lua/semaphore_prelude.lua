@@ -104,11 +104,12 @@ end
 local function sem_begin(KEYS, ARGV)
   local got = read_all(KEYS, ARGV, KEYS[8])
   local st = got[2] and sem_parse(got[2]) or { now = 0, epoch = 0, seq = 0, used = 0, waiters = 0 }
-  local doubt = doubt_about(ARGV, got[1], st.epoch)
+  local now = store_ms()
+  local doubt = doubt_about(ARGV, st, got[1], now)
   if not doubt then return nil, redis.error_reply(EPOCH_IN_DOUBT) end
   st.grant_epoch = epoch_of_grants(ARGV, got[1], st.epoch)
   st.doubt, st.keys, st.channel = doubt, KEYS, ARGV[6]
-  st.now = math.max(store_ms(), st.now)
+  st.now = math.max(now, st.now)
   st.policy = sem_policy(ARGV[5])
   if st.policy_token and st.policy_token ~= ARGV[5] then
     local known = sem_policy(st.policy_token)
@@ -128,7 +129,7 @@ local function sem_begin(KEYS, ARGV)
 end
 
 local function sem_save(st)
-  redis.call('SET', st.keys[1], string.format(format_of(RECORD),
+  write_record(st, string.format(format_of(RECORD),
     st.now, st.epoch, st.seq, st.used, st.waiters, st.policy.token))
 end
 
