@@ -91,12 +91,12 @@ impl Holds {
     fn renewal(&self, hold: HoldId) -> Option<BoxFuture<'static, Answer>> {
         let table = self.table();
         let there = table.live.get(&hold)?;
-        let (at, class) = (there.at.clone(), there.class.clone());
+        let facts = there.facts.clone();
         let (asked, patience) = (there.life.asked(), there.life.patience());
         let sent = self.clock.now();
         let renewing = async move {
-            let backend = class.client.backend();
-            let answer = backend.renew(&at, &class.config, &hold, asked);
+            let class = &facts.class;
+            let answer = class.client.backend().renew(&facts.at, &class.config, &hold, asked);
             let outcome = match timeout(patience, answer).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(BackendError::Unknown("no answer in time".into())),
@@ -113,7 +113,7 @@ impl Holds {
         let Some(there) = table.live.get_mut(&hold) else { return };
         match outcome {
             Ok(Renewal::Renewed { ttl }) => {
-                there.class.metrics.renewed.inc();
+                there.facts.class.metrics.renewed.inc();
                 // A deadline that has passed was or will be told as lost: no way back.
                 if !there.life.deadline().passed(now) && there.life.renewed(sent, ttl) {
                     there.tell(HoldEventKind::Granted, now);
@@ -123,8 +123,8 @@ impl Holds {
             Ok(Renewal::Lost) if there.releasing => return,
             Ok(Renewal::Lost) => self.end_in(&mut table, &hold, End::Expired, now),
             Err(error) => {
-                there.class.metrics.renewal_failed.inc();
-                tracing::debug!(at = %there.at, %error, "a renewal failed");
+                there.facts.class.metrics.renewal_failed.inc();
+                tracing::debug!(at = %there.facts.at, %error, "a renewal failed");
                 there.life.failed(now);
             }
         }
