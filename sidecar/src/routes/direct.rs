@@ -7,20 +7,20 @@
 use std::{convert::Infallible, future::Future, mem, sync::Arc};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
     http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE},
     response::IntoResponse,
 };
 use futures::{FutureExt, future::BoxFuture};
 use holdfast_core::Kind;
-use holdfast_wire::{CheckRequest, ReleaseRequest, headers::JSON};
+use holdfast_wire::{AcquireRequest, CheckRequest, ReleaseRequest, headers::JSON};
 use http_body_util::{Either, Full};
 use hyper::body::{Body as _, Bytes, Incoming};
 use tower::ServiceExt;
 
 use super::{
-    fields::{Fields, cut},
+    fields::{Fields, cut, only},
     lock, ratelimit,
 };
 use crate::{
@@ -70,7 +70,7 @@ impl App {
                 }
                 Plan::Release(headers, mut releasing) => {
                     let released = releasing.finish().await;
-                    let body = || lock::write_released(releasing.hold().as_str());
+                    let body = || lock::write_released(releasing.hold());
                     released.map_or_else(fail, |()| mk_answer(headers, body()))
                 }
                 Plan::Check(headers, class, request) => {
@@ -100,16 +100,28 @@ impl App {
         let (sidecar, uri) = (&self.sidecar, &parts.uri);
         Ok(match verb {
             Verb::Acquire => {
-                let Fields(request) = Fields::of_plain_query(uri)?;
-                Plan::Acquire(headers, sidecar.want(class, &request)?)
+                let wanted = match only(uri, "key") {
+                    Some(key) => sidecar.want(class, Some(key), &AcquireRequest::default())?,
+                    None => {
+                        let Fields(request) = Fields::<AcquireRequest>::of_plain_query(uri)?;
+                        sidecar.want(class, request.key.as_deref(), &request)?
+                    }
+                };
+                Plan::Acquire(headers, wanted)
             }
             Verb::Release => {
-                let Fields(ReleaseRequest { hold_id }) = Fields::of_plain_query(uri)?;
-                match sidecar.let_go(Kind::Lock, class, hold_id.as_deref())? {
+                let let_go = |hold| sidecar.let_go(Kind::Lock, class, hold);
+                let releasing = match only(uri, "holdId") {
+                    Some(hold) => let_go(Some(hold))?,
+                    None => let_go(Fields::<ReleaseRequest>::of_query(uri)?.0.hold_id.as_deref())?,
+                };
+                match releasing {
                     Some(releasing) => Plan::Release(headers, releasing),
+                    // Not for the first time.
                     None => {
-                        let body = lock::write_released(&hold_id.unwrap_or_default());
-                        Plan::Ready(Box::new(mk_answer(headers, body)))
+                        let Fields(request) = Fields::of_query(uri)?;
+                        let answer = Json(lock::mk_released(request)).into_response();
+                        Plan::Ready(Box::new(answer.map(Either::Right)))
                     }
                 }
             }

@@ -47,19 +47,25 @@ impl Sidecar {
     /// # Errors
     /// Everything that can be wrong with a request or a store, see [`Code`].
     pub async fn acquire(&self, name: &str, request: &AcquireRequest) -> Result<View, Failure> {
-        self.acquire_wanted(self.want(name, request)?).await
+        self.acquire_wanted(self.want(name, request.key.as_deref(), request)?).await
     }
 
-    /// Checks a request to acquire: all that is done of it without waiting for anything.
+    /// Checks a request to acquire: all that is done of it without waiting for anything. `key` is the
+    /// request's, which need not have been copied into it.
     ///
     /// # Errors
     /// Everything that can be wrong with a request, see [`Code`].
-    pub fn want(&self, name: &str, request: &AcquireRequest) -> Result<Wanted<'_>, Failure> {
+    pub fn want(
+        &self,
+        name: &str,
+        key: Option<&str>,
+        request: &AcquireRequest,
+    ) -> Result<Wanted<'_>, Failure> {
         if self.closing.is_cancelled() {
             return Err(mk_closing());
         }
         let class = self.snapshot.load().lock(name)?.clone();
-        let at = self.address(&class, request.key.as_deref(), Verb::Acquire)?;
+        let at = self.address(&class, key, Verb::Acquire)?;
         let terms = Terms::read(request, &class, self.identity.in_pod)?;
         let place = self.wait_slot(&class.metrics.waiting, terms.wait)?;
         Ok(Wanted { class, at, terms, _place: place })
