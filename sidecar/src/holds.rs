@@ -5,10 +5,10 @@
 //! table and not ten thousand tasks. Whoever looks at a hold whose deadline has passed ends it: a
 //! late timer cannot make a hold look alive.
 //!
-//! Invariant: a hold is in `live` or in `ended`, and every live one has exactly one timer.
+//! Invariant: a hold is in `live` or in `ended`, and every live one has exactly one timer that counts.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -27,10 +27,12 @@ pub mod journal;
 pub mod keeper;
 pub mod life;
 pub mod stream;
+mod timers;
 mod view;
 
 use ended::{End, Ended};
 use entry::Hold;
+use timers::{Timer, Timers};
 pub use view::{Facts, Found, NewHold, View};
 
 /// Holds that may live at once.
@@ -55,7 +57,7 @@ pub struct Holds {
 struct Table {
     live: HashMap<HoldId, Hold, RandomState>,
     ended: Ended,
-    timers: BTreeSet<(u64, HoldId)>,
+    timers: Timers,
     /// When the keeper looks again, boot time.
     planned_ns: u64,
     in_containers: usize,
@@ -68,7 +70,7 @@ impl Holds {
             table: Mutex::new(Table {
                 live: HashMap::default(),
                 ended: Ended::default(),
-                timers: BTreeSet::new(),
+                timers: Timers::default(),
                 planned_ns: u64::MAX,
                 in_containers: 0,
             }),
@@ -93,7 +95,7 @@ impl Holds {
         {
             return Err(end);
         }
-        let Table { live, timers, in_containers, planned_ns, .. } = &mut *table;
+        let Table { live, in_containers, .. } = &mut *table;
         let there = match live.entry(hold) {
             Entry::Occupied(entry) => {
                 let there = entry.into_mut();
@@ -113,11 +115,8 @@ impl Holds {
                 entry.insert(there)
             }
         };
-        let due_ns = there.set_timer(timers);
-        let view = there.view(now);
-        if due_ns < *planned_ns {
-            self.wake.notify_one();
-        }
+        let (view, timer) = (there.view(now), there.next_timer());
+        self.set_timer(&mut table, timer);
         drop(table);
         self.note_change();
         Ok(view)
@@ -263,9 +262,7 @@ impl Holds {
     }
 
     fn end_in(&self, table: &mut Table, hold: &HoldId, end: End, now: Stamp) {
-        let Some((name, there)) = table.live.remove_entry(hold) else { return };
-        let timer = (there.due_ns, name);
-        table.timers.remove(&timer);
+        let Some(there) = table.live.remove(hold) else { return };
         table.in_containers -= usize::from(there.bound.is_of_containers());
         table.ended.note(hold.as_str(), end);
         let metrics = &there.facts.class.metrics;
@@ -289,9 +286,16 @@ impl Holds {
 
     /// Puts a hold's timer where its life says.
     fn reschedule(&self, table: &mut Table, hold: &HoldId) {
-        if table.set_timer(hold) < table.planned_ns {
+        let timer = table.live.get_mut(hold).and_then(Hold::next_timer);
+        self.set_timer(table, timer);
+    }
+
+    fn set_timer(&self, table: &mut Table, timer: Option<Timer>) {
+        let Some(timer) = timer else { return };
+        if timer.0 < table.planned_ns {
             self.wake.notify_one();
         }
+        table.set_timer(timer);
     }
 
     fn poke(&self, hold: &HoldId) {
@@ -306,10 +310,21 @@ impl Holds {
 }
 
 impl Table {
-    /// Returns when the hold is due.
-    fn set_timer(&mut self, hold: &HoldId) -> u64 {
-        self.live.get_mut(hold).map_or(u64::MAX, |there| there.set_timer(&mut self.timers))
+    fn set_timer(&mut self, timer: Timer) {
+        let live = &self.live;
+        self.timers.set(timer, live.len(), |timer| counts(live, timer));
     }
+
+    /// The earliest timer.
+    fn first_timer(&mut self) -> Option<Timer> {
+        let live = &self.live;
+        self.timers.first(|timer| counts(live, timer))
+    }
+}
+
+/// Whether a timer is the one that its hold has now.
+fn counts(live: &HashMap<HoldId, Hold, RandomState>, (due_ns, hold): &Timer) -> bool {
+    live.get(hold).is_some_and(|there| there.due_ns == *due_ns)
 }
 
 fn mk_event(hold: &HoldId, fence: Fence, event: HoldEventKind, left: Duration) -> HoldEvent {

@@ -1,13 +1,13 @@
 //! One hold in the table.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use holdfast_backend::hub::Inbox;
-use holdfast_core::{HoldId, Stamp};
+use holdfast_core::Stamp;
 use holdfast_wire::{HoldEvent, HoldEventKind};
 use tokio::sync::broadcast;
 
-use super::{Facts, NewHold, View, life::Life, mk_event};
+use super::{Facts, NewHold, View, life::Life, mk_event, timers::Timer};
 use crate::liveness::Bound;
 
 /// Of a hold that has no timer yet.
@@ -21,7 +21,7 @@ pub(super) struct Hold {
     pub(super) granted: Stamp,
     pub(super) life: Life,
     pub(super) bound: Bound,
-    /// The timer's key in `Table::timers`, or [`NO_TIMER`].
+    /// When its timer in `Table::timers` goes off, or [`NO_TIMER`]. Others of it there do not count.
     pub(super) due_ns: u64,
     pub(super) releasing: bool,
     pub(super) events: Option<broadcast::Sender<HoldEvent>>,
@@ -50,18 +50,11 @@ impl Hold {
         }
     }
 
-    /// Puts the timer where the life says; returns when that is.
-    pub(super) fn set_timer(&mut self, timers: &mut BTreeSet<(u64, HoldId)>) -> u64 {
+    /// The timer to be set, if it is another than the one that is.
+    pub(super) fn next_timer(&mut self) -> Option<Timer> {
         let due_ns = self.life.due_ns();
-        if due_ns != self.due_ns {
-            let hold = &self.facts.hold;
-            if self.due_ns != NO_TIMER {
-                timers.remove(&(self.due_ns, hold.clone()));
-            }
-            timers.insert((due_ns, hold.clone()));
-            self.due_ns = due_ns;
-        }
-        due_ns
+        let is_set = mem::replace(&mut self.due_ns, due_ns) == due_ns;
+        (!is_set).then(|| (due_ns, self.facts.hold.clone()))
     }
 
     /// No more renewals. The timer stays where it is: at worst it goes off once for nothing.

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Holds, ended::End, life::Step};
+use super::{Holds, ended::End, entry::Hold, life::Step};
 
 /// Renewals under way at once; more stand in line.
 const AT_ONCE: usize = 512;
@@ -63,7 +63,7 @@ impl Holds {
         let now = self.clock.now();
         let mut table = self.table();
         loop {
-            let Some((due_ns, hold)) = table.timers.first().cloned() else {
+            let Some((due_ns, hold)) = table.first_timer() else {
                 table.planned_ns = u64::MAX;
                 return None;
             };
@@ -72,10 +72,7 @@ impl Holds {
                 table.planned_ns = now.boot_ns + pause.as_nanos() as u64;
                 return Some(pause);
             }
-            let Some(there) = table.live.get_mut(&hold) else {
-                table.timers.pop_first();
-                continue;
-            };
+            let Some(there) = table.live.get_mut(&hold) else { continue };
             let alive = there.bound.is_alive(now);
             match there.life.step(now, alive) {
                 Step::Wait => {}
@@ -83,7 +80,9 @@ impl Holds {
                 Step::Suspend => there.tell(HoldEventKind::Suspended, now),
                 Step::Lose => self.end_in(&mut table, &hold, End::Expired, now),
             }
-            table.set_timer(&hold);
+            if let Some(timer) = table.live.get_mut(&hold).and_then(Hold::next_timer) {
+                table.set_timer(timer);
+            }
         }
     }
 
