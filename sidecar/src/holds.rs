@@ -5,35 +5,35 @@
 //! table and not ten thousand tasks. Whoever looks at a hold whose deadline has passed ends it: a
 //! late timer cannot make a hold look alive.
 //!
-//! Invariant: a hold is in `live` or in `ended`, and every live one has exactly one timer.
+//! Invariant: a hold is in `live` or in `ended`, and every live one has exactly one timer that counts.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use foldhash::fast::RandomState;
-use holdfast_backend::hub::{Diverted, Inbox};
-use holdfast_core::{Address, Clock, Fence, HoldId, Stamp};
+use holdfast_backend::hub::Diverted;
+use holdfast_core::{Clock, Fence, HoldId, Kind, Stamp};
 use holdfast_wire::{HoldEvent, HoldEventKind};
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 
-use crate::{
-    liveness::{Bound, Observed, Verdict},
-    snapshot::LockClass,
-};
+use crate::liveness::{Observed, Verdict};
 
 pub mod ended;
+mod entry;
 pub mod journal;
 pub mod keeper;
 pub mod life;
 pub mod stream;
+mod timers;
 mod view;
 
 use ended::{End, Ended};
-use life::Life;
-pub use view::{Found, NewHold, View};
+use entry::Hold;
+use timers::{Timer, Timers};
+pub use view::{Facts, Found, NewHold, View};
 
 /// Holds that may live at once.
 pub const MAX_HOLDS: usize = 32_768;
@@ -57,29 +57,10 @@ pub struct Holds {
 struct Table {
     live: HashMap<HoldId, Hold, RandomState>,
     ended: Ended,
-    timers: BTreeSet<(u64, HoldId)>,
+    timers: Timers,
     /// When the keeper looks again, boot time.
     planned_ns: u64,
     in_containers: usize,
-}
-
-struct Hold {
-    class: Arc<LockClass>,
-    at: Address,
-    fence: Fence,
-    permits: u32,
-    max_hold: Duration,
-    manual: bool,
-    granted: Stamp,
-    life: Life,
-    bound: Bound,
-    /// The timer's key in `Table::timers`.
-    due_ns: u64,
-    releasing: bool,
-    events: Option<broadcast::Sender<HoldEvent>>,
-    /// Its name, its pushes; and a retry of the same request that is given up does not take the hold
-    /// with it while this is here.
-    inbox: Inbox,
 }
 
 impl Holds {
@@ -89,7 +70,7 @@ impl Holds {
             table: Mutex::new(Table {
                 live: HashMap::default(),
                 ended: Ended::default(),
-                timers: BTreeSet::new(),
+                timers: Timers::default(),
                 planned_ns: u64::MAX,
                 in_containers: 0,
             }),
@@ -109,10 +90,12 @@ impl Holds {
     pub fn insert(&self, new: NewHold, now: Stamp) -> Result<View, End> {
         let hold = new.held.inbox.hold().clone();
         let mut table = self.table();
-        if let Some(end) = table.ended.get(hold.as_str()) {
+        if new.is_retry
+            && let Some(end) = table.ended.get(hold.as_str())
+        {
             return Err(end);
         }
-        let Table { live, timers, in_containers, planned_ns, .. } = &mut *table;
+        let Table { live, in_containers, .. } = &mut *table;
         let there = match live.entry(hold) {
             Entry::Occupied(entry) => {
                 let there = entry.into_mut();
@@ -123,7 +106,7 @@ impl Holds {
             }
             Entry::Vacant(entry) => {
                 let there = Hold::new(new, now);
-                there.class.metrics.live.inc();
+                there.facts.class.metrics.live.inc();
                 there.inbox.divert(&self.pushes);
                 if there.bound.is_of_containers() {
                     *in_containers += 1;
@@ -132,11 +115,8 @@ impl Holds {
                 entry.insert(there)
             }
         };
-        let due_ns = there.set_timer(timers);
-        let view = there.view(now);
-        if due_ns < *planned_ns {
-            self.wake.notify_one();
-        }
+        let (view, timer) = (there.view(now), there.next_timer());
+        self.set_timer(&mut table, timer);
         drop(table);
         self.note_change();
         Ok(view)
@@ -149,16 +129,31 @@ impl Holds {
 
     /// As [`Holds::find`], by a text that need not be a name of a hold at all.
     pub fn look_up(&self, hold: &str) -> Found {
+        self.visit(hold, |_| {})
+    }
+
+    /// As [`Holds::look_up`], by an app that says that it is done with a hold of this class: no more
+    /// renewals, whatever comes next.
+    pub fn let_go(&self, hold: &str, kind: Kind, class: &str) -> Found {
+        self.visit(hold, |there| {
+            if there.facts.is_of(kind, class) {
+                there.let_go();
+            }
+        })
+    }
+
+    fn visit(&self, hold: &str, visit: impl FnOnce(&mut Hold)) -> Found {
         let now = self.clock.now();
         let mut table = self.table();
-        let Some(there) = table.live.get(hold) else {
+        let Some(there) = table.live.get_mut(hold) else {
             return table.ended.get(hold).map_or(Found::Unknown, Found::Ended);
         };
         if there.life.deadline().passed(now) {
-            let hold = there.inbox.hold().clone();
-            self.end_in(&mut table, &hold, End::Expired, now);
+            let facts = there.facts.clone();
+            self.end_in(&mut table, &facts.hold, End::Expired, now);
             return Found::Ended(End::Expired);
         }
+        visit(there);
         Found::Live(there.view(now))
     }
 
@@ -205,13 +200,10 @@ impl Holds {
         self.find(hold)
     }
 
-    /// The app has said that it is done with a hold: no more renewals, whatever comes next.
-    ///
-    /// Its timer stays where it is: at worst it goes off once for nothing.
+    /// A hold is about to be released: no more renewals, whatever comes next.
     pub fn releasing(&self, hold: &HoldId) {
         if let Some(there) = self.table().live.get_mut(hold) {
-            there.releasing = true;
-            there.life.stop_renewing();
+            there.let_go();
         }
     }
 
@@ -241,7 +233,7 @@ impl Holds {
             match there.bound.judge(containers) {
                 Verdict::Same => {}
                 Verdict::Doubtful => {
-                    tracing::info!(at = %there.at, "a container restarted: the hold runs out");
+                    tracing::info!(at = %there.facts.at, "a container restarted: the hold runs out");
                     there.life.stop_renewing();
                 }
                 Verdict::Ended => ended.push(there.view(now)),
@@ -270,12 +262,10 @@ impl Holds {
     }
 
     fn end_in(&self, table: &mut Table, hold: &HoldId, end: End, now: Stamp) {
-        let Some((name, there)) = table.live.remove_entry(hold) else { return };
-        let timer = (there.due_ns, name);
-        table.timers.remove(&timer);
+        let Some(there) = table.live.remove(hold) else { return };
         table.in_containers -= usize::from(there.bound.is_of_containers());
         table.ended.note(hold.as_str(), end);
-        let metrics = &there.class.metrics;
+        let metrics = &there.facts.class.metrics;
         metrics.live.dec();
         metrics.hold.observe(now.since(there.granted).as_secs_f64());
         let kind = match end {
@@ -285,7 +275,8 @@ impl Holds {
             }
             End::Expired | End::Forced | End::AppEnded | End::GivenUp => {
                 metrics.lost.inc();
-                tracing::warn!(at = %there.at, fence = %there.fence, ?end, "a hold was lost");
+                let Facts { at, fence, .. } = &*there.facts;
+                tracing::warn!(%at, %fence, ?end, "a hold was lost");
                 HoldEventKind::Lost
             }
         };
@@ -295,9 +286,16 @@ impl Holds {
 
     /// Puts a hold's timer where its life says.
     fn reschedule(&self, table: &mut Table, hold: &HoldId) {
-        if table.set_timer(hold) < table.planned_ns {
+        let timer = table.live.get_mut(hold).and_then(Hold::next_timer);
+        self.set_timer(table, timer);
+    }
+
+    fn set_timer(&self, table: &mut Table, timer: Option<Timer>) {
+        let Some(timer) = timer else { return };
+        if timer.0 < table.planned_ns {
             self.wake.notify_one();
         }
+        table.set_timer(timer);
     }
 
     fn poke(&self, hold: &HoldId) {
@@ -312,75 +310,21 @@ impl Holds {
 }
 
 impl Table {
-    /// Returns when the hold is due.
-    fn set_timer(&mut self, hold: &HoldId) -> u64 {
-        self.live.get_mut(hold).map_or(u64::MAX, |there| there.set_timer(&mut self.timers))
+    fn set_timer(&mut self, timer: Timer) {
+        let live = &self.live;
+        self.timers.set(timer, live.len(), |timer| counts(live, timer));
+    }
+
+    /// The earliest timer.
+    fn first_timer(&mut self) -> Option<Timer> {
+        let live = &self.live;
+        self.timers.first(|timer| counts(live, timer))
     }
 }
 
-impl Hold {
-    fn new(new: NewHold, now: Stamp) -> Self {
-        let NewHold { class, at, held, ttl, max_hold, permits, bound } = new;
-        let manual = bound.is_none();
-        let most = class.renew_deadline.unwrap_or(Duration::MAX);
-        Hold {
-            class,
-            at,
-            fence: held.fence,
-            permits,
-            max_hold,
-            manual,
-            granted: now,
-            life: Life::new(ttl, held.ttl, held.deadline, most, held.claimed, !manual),
-            bound: bound.unwrap_or(Bound::Process),
-            due_ns: u64::MAX,
-            releasing: false,
-            events: None,
-            inbox: held.inbox,
-        }
-    }
-
-    /// Puts the timer where the life says; returns when that is.
-    fn set_timer(&mut self, timers: &mut BTreeSet<(u64, HoldId)>) -> u64 {
-        let due_ns = self.life.due_ns();
-        if due_ns != self.due_ns {
-            let hold = self.inbox.hold();
-            timers.remove(&(self.due_ns, hold.clone()));
-            timers.insert((due_ns, hold.clone()));
-            self.due_ns = due_ns;
-        }
-        due_ns
-    }
-
-    fn view(&self, now: Stamp) -> View {
-        let deadline = self.life.deadline();
-        View {
-            hold: self.inbox.hold().clone(),
-            class: self.class.clone(),
-            at: self.at.clone(),
-            fence: self.fence,
-            permits: self.permits,
-            ttl: self.life.granted(),
-            asked: self.life.asked(),
-            state: self.life.state(),
-            left: deadline.remaining(now),
-            deadline_boot_ns: deadline.boot_ns(),
-            seen: now,
-        }
-    }
-
-    fn tell(&self, kind: HoldEventKind, now: Stamp) {
-        if let Some(events) = &self.events {
-            let left = match kind {
-                HoldEventKind::Granted | HoldEventKind::Suspended => {
-                    self.life.deadline().remaining(now)
-                }
-                HoldEventKind::Lost | HoldEventKind::Released => Duration::ZERO,
-            };
-            // Without listeners there is nobody to tell.
-            drop(events.send(mk_event(self.inbox.hold(), self.fence, kind, left)));
-        }
-    }
+/// Whether a timer is the one that its hold has now.
+fn counts(live: &HashMap<HoldId, Hold, RandomState>, (due_ns, hold): &Timer) -> bool {
+    live.get(hold).is_some_and(|there| there.due_ns == *due_ns)
 }
 
 fn mk_event(hold: &HoldId, fence: Fence, event: HoldEventKind, left: Duration) -> HoldEvent {

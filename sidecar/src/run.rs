@@ -262,7 +262,7 @@ fn candidacies(named: &str, sidecar: &Sidecar) -> anyhow::Result<BTreeSet<ClassN
         named.map(|name| ClassName::new(name).with_context(|| format!("--candidate {name}")));
     let terms =
         sidecar.holds.live().into_iter().filter(|view| view.at.kind == Kind::LeaderElection);
-    named.chain(terms.map(|view| Ok(view.at.class))).collect()
+    named.chain(terms.map(|view| Ok(view.at.class.clone()))).collect()
 }
 
 /// A client for watches: no hidden retries, and no time limit on a stream on which nothing happens.

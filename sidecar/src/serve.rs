@@ -4,6 +4,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
+    mem,
     net::SocketAddr,
     path::PathBuf,
     pin::pin,
@@ -195,15 +196,13 @@ async fn connection(
 ) {
     let service = service_fn(|request: Request<Incoming>| {
         leash.begin();
-        app.answer(request).map_ok(|answer| {
-            answer.map(|body| match body {
+        app.answer(request).map_ok(|mut answer| {
+            match answer.body_mut() {
                 // Written at once.
-                Either::Left(body) => {
-                    leash.end();
-                    Either::Left(body)
-                }
-                Either::Right(body) => Either::Right(leash.watch(body)),
-            })
+                Either::Left(_) => leash.end(),
+                Either::Right(body) => *body = leash.watch(mem::take(body)),
+            }
+            answer
         })
     });
     let serving = http1::Builder::new()

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use foldhash::fast::RandomState;
 use holdfast_api::{
     bundle::{AccessRule, Bundle, BundleBackend, BundleClass, ClassConfig},
     load::did_you_mean,
@@ -120,19 +121,22 @@ impl LockClass {
     }
 }
 
+/// Classes of one kind. Only the bundle adds to them: the hash need not withstand what requests name.
+pub type ByName<T> = HashMap<String, Arc<T>, RandomState>;
+
 /// Everything the bundle declares.
 #[derive(Default)]
 pub struct Snapshot {
     /// The bundle's hash.
     pub hash: String,
     /// The Lock classes by name.
-    pub locks: HashMap<String, Arc<LockClass>>,
+    pub locks: ByName<LockClass>,
     /// The LeaderElection classes by name.
-    pub elections: HashMap<String, Arc<ElectionClass>>,
+    pub elections: ByName<ElectionClass>,
     /// The Semaphore classes by name.
-    pub semaphores: HashMap<String, Arc<LockClass>>,
+    pub semaphores: ByName<LockClass>,
     /// The RateLimit classes by name.
-    pub rate_limits: HashMap<String, Arc<RateLimitClass>>,
+    pub rate_limits: ByName<RateLimitClass>,
 }
 
 /// Makes clients of backends. Implemented where the connections are made.

@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    future::pending,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,37 +21,43 @@ pub type Diverted = mpsc::UnboundedSender<(HoldId, Push)>;
 /// The entries of all holds of this process.
 #[derive(Default)]
 pub struct Hub {
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
     // Names of holds are random or digests: nobody can choose them to collide.
-    slots: Mutex<HashMap<HoldId, Users, RandomState>>,
+    of: HashMap<HoldId, Users, RandomState>,
+    /// How many users there have been: each is known by its number.
+    users: u64,
 }
 
 /// The users of one hold. Hardly ever more than one: that one needs no list.
-#[derive(Clone)]
 enum Users {
-    One(Arc<Slot>),
-    Many(Vec<Arc<Slot>>),
+    One(Slot),
+    Many(Vec<Slot>),
 }
 
 /// One user of a hold. Small: ten thousand holds must not cost a channel each.
-#[derive(Default)]
 struct Slot {
-    state: Mutex<SlotState>,
-    arrived: Notify,
-}
-
-#[derive(Default)]
-struct SlotState {
+    user: u64,
     /// The newest push that nobody has taken: a later one replaces an earlier one, since each says
     /// how things stand now.
     pending: Option<Push>,
-    diverted: Option<Diverted>,
+    listener: Option<Listener>,
+}
+
+/// Who is told of a push. Most users never wait for one: they need no place to wait at.
+enum Listener {
+    Waiter(Arc<Notify>),
+    Diverted(Diverted),
 }
 
 /// The receiving end of one user of a hold. Dropping it ends the entry.
 pub struct Inbox {
     hub: Arc<Hub>,
     hold: HoldId,
-    slot: Arc<Slot>,
+    user: u64,
 }
 
 impl Hub {
@@ -61,60 +68,85 @@ impl Hub {
 
     /// Enters one more user of a hold. Do this before the first request that may grant it.
     pub fn register(self: &Arc<Self>, hold: &HoldId) -> Inbox {
-        let slot = Arc::new(Slot::default());
-        match lock(&self.slots).entry(hold.clone()) {
-            Entry::Vacant(entry) => drop(entry.insert(Users::One(slot.clone()))),
-            Entry::Occupied(mut entry) => entry.get_mut().add(slot.clone()),
+        let mut slots = lock(&self.slots);
+        slots.users += 1;
+        let user = slots.users;
+        let slot = Slot { user, pending: None, listener: None };
+        match slots.of.entry(hold.clone()) {
+            Entry::Vacant(entry) => drop(entry.insert(Users::One(slot))),
+            Entry::Occupied(entry) => {
+                let (hold, users) = entry.remove_entry();
+                slots.of.insert(hold, users.with(slot));
+            }
         }
-        Inbox { hub: self.clone(), hold: hold.clone(), slot }
+        Inbox { hub: self.clone(), hold: hold.clone(), user }
     }
 
     /// Delivers a push to every user of a hold; whether there was one.
     pub fn send(&self, hold: &HoldId, push: Push) -> bool {
-        let Some(users) = lock(&self.slots).get(hold).cloned() else { return false };
-        for slot in users.as_slice() {
-            let mut state = lock(&slot.state);
-            match &state.diverted {
-                // A closed channel means that its reader is shutting down: nobody to tell.
-                Some(to) => drop(to.send((hold.clone(), push.clone()))),
-                None => {
-                    state.pending = Some(push.clone());
-                    slot.arrived.notify_one();
-                }
-            }
+        let mut slots = lock(&self.slots);
+        let Some(users) = slots.of.get_mut(hold) else { return false };
+        for slot in users.as_mut_slice() {
+            slot.deliver(hold, push.clone());
         }
         true
     }
 
     /// How many users a hold has.
     pub fn users(&self, hold: &HoldId) -> usize {
-        lock(&self.slots).get(hold).map_or(0, |users| users.as_slice().len())
+        lock(&self.slots).of.get_mut(hold).map_or(0, |users| users.as_mut_slice().len())
     }
 }
 
 impl Users {
-    fn as_slice(&self) -> &[Arc<Slot>] {
+    fn as_mut_slice(&mut self) -> &mut [Slot] {
         match self {
-            Users::One(slot) => std::slice::from_ref(slot),
+            Users::One(slot) => std::slice::from_mut(slot),
             Users::Many(slots) => slots,
         }
     }
 
-    fn add(&mut self, slot: Arc<Slot>) {
+    fn with(self, slot: Slot) -> Self {
         match self {
-            Users::One(first) => *self = Users::Many(vec![first.clone(), slot]),
-            Users::Many(slots) => slots.push(slot),
+            Users::One(first) => Users::Many(vec![first, slot]),
+            Users::Many(mut slots) => {
+                slots.push(slot);
+                Users::Many(slots)
+            }
         }
     }
 
-    /// Whether any are left.
-    fn remove(&mut self, slot: &Arc<Slot>) -> bool {
+    /// Those that are left, if any.
+    fn without(self, user: u64) -> Option<Self> {
         match self {
-            Users::One(only) => !Arc::ptr_eq(only, slot),
-            Users::Many(slots) => {
-                slots.retain(|other| !Arc::ptr_eq(other, slot));
-                !slots.is_empty()
+            Users::One(only) => (only.user != user).then_some(Users::One(only)),
+            Users::Many(mut slots) => {
+                slots.retain(|slot| slot.user != user);
+                (!slots.is_empty()).then_some(Users::Many(slots))
             }
+        }
+    }
+}
+
+impl Slot {
+    /// Where to wait for a push.
+    fn place(&mut self) -> Arc<Notify> {
+        match self.listener.get_or_insert_with(|| Listener::Waiter(Arc::default())) {
+            Listener::Waiter(place) => place.clone(),
+            // Its pushes go elsewhere for good.
+            Listener::Diverted(_) => Arc::default(),
+        }
+    }
+
+    fn deliver(&mut self, hold: &HoldId, push: Push) {
+        match &self.listener {
+            // A closed channel means that its reader is shutting down: nobody to tell.
+            Some(Listener::Diverted(to)) => drop(to.send((hold.clone(), push))),
+            Some(Listener::Waiter(place)) => {
+                self.pending = Some(push);
+                place.notify_one();
+            }
+            None => self.pending = Some(push),
         }
     }
 }
@@ -123,36 +155,47 @@ impl Inbox {
     /// The next push. Safe to drop and call again.
     pub async fn recv(&mut self) -> Push {
         loop {
-            if let Some(push) = lock(&self.slot.state).pending.take() {
-                return push;
+            let next = self.with_slot(|slot| slot.pending.take().ok_or_else(|| slot.place()));
+            match next {
+                Some(Ok(push)) => return push,
+                Some(Err(place)) => place.notified().await,
+                None => pending().await,
             }
-            self.slot.arrived.notified().await;
         }
     }
 
     /// Sends this and every later push to a shared channel, as long as the inbox lives: so that
     /// many holds need one reader, not one task each.
     pub fn divert(&self, to: &Diverted) {
-        let mut state = lock(&self.slot.state);
-        if let Some(push) = state.pending.take() {
-            drop(to.send((self.hold.clone(), push)));
-        }
-        state.diverted = Some(to.clone());
+        self.with_slot(|slot| {
+            slot.listener = Some(Listener::Diverted(to.clone()));
+            if let Some(push) = slot.pending.take() {
+                slot.deliver(&self.hold, push);
+            }
+        });
     }
 
     /// The hold this is about.
     pub fn hold(&self) -> &HoldId {
         &self.hold
     }
+
+    /// The slot is there as long as the inbox is.
+    fn with_slot<T>(&self, run: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        let mut slots = lock(&self.hub.slots);
+        let users = slots.of.get_mut(&self.hold)?;
+        users.as_mut_slice().iter_mut().find(|slot| slot.user == self.user).map(run)
+    }
 }
 
 impl Drop for Inbox {
     fn drop(&mut self) {
         let mut slots = lock(&self.hub.slots);
-        if let Entry::Occupied(mut entry) = slots.entry(self.hold.clone())
-            && !entry.get_mut().remove(&self.slot)
+        // Hardly ever is there another user, for whom to put the entry back.
+        if let Some((hold, users)) = slots.of.remove_entry(&self.hold)
+            && let Some(left) = users.without(self.user)
         {
-            entry.remove();
+            slots.of.insert(hold, left);
         }
     }
 }

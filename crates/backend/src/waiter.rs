@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp, Substrate,
+    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp,
     clock::Backoff,
     lock::{Acquire, Attempt, Grant, LockBackend, Push, Renewal},
 };
@@ -114,10 +114,12 @@ impl LockClient {
         let mut pending = Pending { client: self, at, request: &request, inbox };
         let mut backoff = Backoff::new(Duration::from_millis(50), retry_cap(request.ttl));
         loop {
-            // A store in this process says itself since when a grant is.
-            let says_itself = self.backend.substrate() == Substrate::Memory && !request.enqueue;
-            let sent = if says_itself { Stamp::LONG_AGO } else { self.clock.now() };
-            match self.backend.acquire(at, &request).await {
+            let sent = self.clock.now();
+            let attempt = match self.backend.acquire_now(at, &request, sent) {
+                Some(attempt) => Ok(attempt),
+                None => self.backend.acquire(at, &request).await,
+            };
+            match attempt {
                 Ok(Attempt::Granted(grant)) => {
                     let since = grant.since.unwrap_or(sent);
                     return Ok(pending.held(grant, since));

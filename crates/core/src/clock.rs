@@ -21,9 +21,6 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// Before all others: what counts from it is over.
-    pub const LONG_AGO: Stamp = Stamp { boot_ns: 0, raw_ns: 0, real_ns: 0 };
-
     /// How long after `earlier` this reading was taken: the largest of the three differences, and
     /// zero for clocks that went back.
     pub fn since(self, earlier: Stamp) -> Duration {

@@ -151,7 +151,9 @@ fn token(text: &str, what: &str) -> Result<(), String> {
 /// A random UUID (RFC 9562, version 4) without hyphens. From the thread's cryptographic generator,
 /// which the kernel seeds: a system call for each one would cost more than a lock in memory.
 fn random_token() -> Arc<str> {
-    let uuid = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    // One number: an array of bytes would be sixteen draws.
+    let bits: u128 = rand::random();
+    let uuid = uuid::Builder::from_random_bytes(bits.to_ne_bytes()).into_uuid();
     let mut text = uuid::Uuid::encode_buffer();
     Arc::from(&*uuid.simple().encode_lower(&mut text))
 }

@@ -198,6 +198,11 @@ pub trait LockBackend: Send + Sync + 'static {
     fn guarantee(&self) -> Guarantee;
     /// Grants, queues, or refuses.
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError>;
+    /// As [`acquire`](LockBackend::acquire), at once and by a reading of the clocks that the caller
+    /// has just taken: what stores in this process can do. `None` of all others.
+    fn acquire_now(&self, _: &Address, _: &Acquire, _now: Stamp) -> Option<Attempt> {
+        None
+    }
     /// Extends a hold (and claims an offered one). Never brings an expired hold back.
     async fn renew(
         &self,
@@ -213,6 +218,10 @@ pub trait LockBackend: Send + Sync + 'static {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError>;
+    /// As [`release`](LockBackend::release), like [`acquire_now`](LockBackend::acquire_now).
+    fn release_now(&self, _: &Address, _: &LockConfig, _: &HoldId, _now: Stamp) -> Option<Release> {
+        None
+    }
     /// Withdraws a request whatever became of it: takes its ticket out, frees its hold, and refuses
     /// it should it still arrive.
     async fn cancel(

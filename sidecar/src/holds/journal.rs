@@ -122,13 +122,13 @@ impl Holds {
             let since = deadline.since();
             Record {
                 hold: hold.clone(),
-                at: there.at.clone(),
-                fence: there.fence,
+                at: there.facts.at.clone(),
+                fence: there.facts.fence,
                 since_ns: [since.boot_ns, since.raw_ns, since.real_ns],
                 granted_ms: there.life.granted().as_millis() as u64,
                 asked_ms: there.life.asked().as_millis() as u64,
                 max_hold_ms: there.max_hold.as_millis() as u64,
-                permits: there.permits,
+                permits: there.facts.permits,
                 bound: (!there.manual).then(|| there.bound.record()),
             }
         })
@@ -164,6 +164,7 @@ impl Holds {
                 max_hold: Duration::from_millis(record.max_hold_ms),
                 permits: record.permits,
                 bound: record.bound.map(|bound| Bound::from_record(bound, now)),
+                is_retry: true,
             };
             resumed += usize::from(self.insert(new, now).is_ok());
         }

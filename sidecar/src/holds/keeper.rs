@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Holds, ended::End, life::Step};
+use super::{Holds, ended::End, entry::Hold, life::Step};
 
 /// Renewals under way at once; more stand in line.
 const AT_ONCE: usize = 512;
@@ -63,7 +63,7 @@ impl Holds {
         let now = self.clock.now();
         let mut table = self.table();
         loop {
-            let Some((due_ns, hold)) = table.timers.first().cloned() else {
+            let Some((due_ns, hold)) = table.first_timer() else {
                 table.planned_ns = u64::MAX;
                 return None;
             };
@@ -72,10 +72,7 @@ impl Holds {
                 table.planned_ns = now.boot_ns + pause.as_nanos() as u64;
                 return Some(pause);
             }
-            let Some(there) = table.live.get_mut(&hold) else {
-                table.timers.pop_first();
-                continue;
-            };
+            let Some(there) = table.live.get_mut(&hold) else { continue };
             let alive = there.bound.is_alive(now);
             match there.life.step(now, alive) {
                 Step::Wait => {}
@@ -83,7 +80,9 @@ impl Holds {
                 Step::Suspend => there.tell(HoldEventKind::Suspended, now),
                 Step::Lose => self.end_in(&mut table, &hold, End::Expired, now),
             }
-            table.set_timer(&hold);
+            if let Some(timer) = table.live.get_mut(&hold).and_then(Hold::next_timer) {
+                table.set_timer(timer);
+            }
         }
     }
 
@@ -91,12 +90,12 @@ impl Holds {
     fn renewal(&self, hold: HoldId) -> Option<BoxFuture<'static, Answer>> {
         let table = self.table();
         let there = table.live.get(&hold)?;
-        let (at, class) = (there.at.clone(), there.class.clone());
+        let facts = there.facts.clone();
         let (asked, patience) = (there.life.asked(), there.life.patience());
         let sent = self.clock.now();
         let renewing = async move {
-            let backend = class.client.backend();
-            let answer = backend.renew(&at, &class.config, &hold, asked);
+            let class = &facts.class;
+            let answer = class.client.backend().renew(&facts.at, &class.config, &hold, asked);
             let outcome = match timeout(patience, answer).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(BackendError::Unknown("no answer in time".into())),
@@ -113,7 +112,7 @@ impl Holds {
         let Some(there) = table.live.get_mut(&hold) else { return };
         match outcome {
             Ok(Renewal::Renewed { ttl }) => {
-                there.class.metrics.renewed.inc();
+                there.facts.class.metrics.renewed.inc();
                 // A deadline that has passed was or will be told as lost: no way back.
                 if !there.life.deadline().passed(now) && there.life.renewed(sent, ttl) {
                     there.tell(HoldEventKind::Granted, now);
@@ -123,8 +122,8 @@ impl Holds {
             Ok(Renewal::Lost) if there.releasing => return,
             Ok(Renewal::Lost) => self.end_in(&mut table, &hold, End::Expired, now),
             Err(error) => {
-                there.class.metrics.renewal_failed.inc();
-                tracing::debug!(at = %there.at, %error, "a renewal failed");
+                there.facts.class.metrics.renewal_failed.inc();
+                tracing::debug!(at = %there.facts.at, %error, "a renewal failed");
                 there.life.failed(now);
             }
         }

@@ -12,9 +12,9 @@ use holdfast_wire::HoldState;
 
 /// The first pause after a failed renewal; later ones are longer.
 const RETRY_BASE: Duration = Duration::from_millis(50);
-/// Renewals are spread by this share of their period, both ways, so that holds taken together are
-/// not renewed together.
-const JITTER: f64 = 0.1;
+/// Renewals are spread by one part in so many of their period, both ways, so that holds taken
+/// together are not renewed together.
+const JITTER: u64 = 10;
 
 /// What is to be done with a hold now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,9 +180,10 @@ impl Life {
 /// When a hold granted for `ttl` until `deadline` is renewed.
 fn renew_at(deadline: Deadline, ttl: Duration) -> u64 {
     // A third of the time to live, but where the trusted part is short that is what counts.
-    let period = (ttl / 3).min(deadline.trusted() / 2);
-    let spread = rand::random_range(1.0 - JITTER..=1.0 + JITTER);
-    deadline.since().boot_ns + period.mul_f64(spread).as_nanos() as u64
+    let period_ns = (ttl / 3).min(deadline.trusted() / 2).as_nanos() as u64;
+    let jitter_ns = period_ns / JITTER;
+    let spread_ns = rand::random_range(0..=2 * jitter_ns);
+    deadline.since().boot_ns + period_ns - jitter_ns + spread_ns
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! A hold as others give and see it.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use holdfast_backend::waiter::HeldLock;
-use holdfast_core::{Address, Fence, HoldId, Stamp};
+use holdfast_core::{Address, Fence, HoldId, Kind, Stamp};
 use holdfast_wire::HoldState;
 
 use super::ended::End;
@@ -25,11 +25,13 @@ pub struct NewHold {
     pub permits: u32,
     /// What automatic renewal is bound to; `None` when the caller renews.
     pub bound: Option<Bound>,
+    /// Whether it may be a retry of what has ended; a name made for this request is not.
+    pub is_retry: bool,
 }
 
-/// A hold as it stands.
-#[derive(Clone)]
-pub struct View {
+/// What of a hold never changes. Whoever looks at the hold shares it: to copy it would be five counts
+/// of users for each look.
+pub struct Facts {
     /// Its name.
     pub hold: HoldId,
     /// Its class.
@@ -40,6 +42,20 @@ pub struct View {
     pub fence: Fence,
     /// How many permits it has; 1 of a lock.
     pub permits: u32,
+}
+
+impl Facts {
+    /// Whether it is a hold of this class.
+    pub fn is_of(&self, kind: Kind, class: &str) -> bool {
+        self.at.kind == kind && self.class.name.as_str() == class
+    }
+}
+
+/// A hold as it stands.
+#[derive(Clone)]
+pub struct View {
+    /// What never changes.
+    pub facts: Arc<Facts>,
     /// What the store granted last.
     pub ttl: Duration,
     /// What a renewal asks for.
@@ -52,6 +68,14 @@ pub struct View {
     pub deadline_boot_ns: u64,
     /// When it stood so.
     pub seen: Stamp,
+}
+
+impl Deref for View {
+    type Target = Facts;
+
+    fn deref(&self) -> &Facts {
+        &self.facts
+    }
 }
 
 /// What is known of a hold that somebody names.

@@ -4,15 +4,12 @@
 //! enough is therefore read here; everything else (a body, another method, an escaped name) goes to
 //! the router, which has every route, these too. Both read and write the same fields.
 
-use std::{convert::Infallible, future::Future, ops::Range, sync::Arc};
+use std::{convert::Infallible, future::Future, mem, sync::Arc};
 
 use axum::{
-    Router,
+    Json, Router,
     body::Body,
-    http::{
-        HeaderMap, HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE,
-        request::Parts,
-    },
+    http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header::CONTENT_TYPE},
     response::IntoResponse,
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -23,10 +20,15 @@ use hyper::body::{Body as _, Bytes, Incoming};
 use tower::ServiceExt;
 
 use super::{
-    fields::{Fields, Plain, cut},
+    fields::{Fields, cut, only},
     lock, ratelimit,
 };
-use crate::{error::Failure, guard, service::Sidecar};
+use crate::{
+    error::Failure,
+    guard,
+    service::{Releasing, Sidecar, Wanted},
+    snapshot::RateLimitClass,
+};
 
 /// An answer: in one piece, or whatever the router makes.
 pub type Answer = Response<Either<Full<Bytes>, Body>>;
@@ -40,28 +42,15 @@ pub struct App {
 }
 
 /// A request that was read: what is to be done. Kept small, it is moved with every request.
-enum Plan {
-    Acquire(Head, Fields<AcquireRequest>),
-    Release(Head, Fields<ReleaseRequest>),
-    Check(Head, Fields<CheckRequest>),
+///
+/// Nothing here refers to the request's own bytes: hyper could not read the next ones into their place
+/// then, and would have a buffer of 8 KiB made and freed for each request.
+enum Plan<'a> {
+    Acquire(HeaderMap, Wanted<'a>),
+    Release(HeaderMap, Releasing<'a>),
+    Check(HeaderMap, Arc<RateLimitClass>, CheckRequest),
     Ready(Box<Answer>),
     Router(BoxFuture<'static, Answer>),
-}
-
-/// What is left of a request besides its fields.
-struct Head {
-    uri: Uri,
-    /// Where in its path the class is named.
-    class: Range<usize>,
-    /// Emptied, for the answer: hyper reads the next request into what an answer leaves, so that no
-    /// request makes a map of its own.
-    headers: HeaderMap,
-}
-
-impl Head {
-    fn class(&self) -> &str {
-        self.uri.path().get(self.class.clone()).unwrap_or_default()
-    }
 }
 
 impl App {
@@ -70,23 +59,23 @@ impl App {
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<Answer, Infallible>> + Send {
-        let plan = self.plan(request);
+        let plan =
+            self.plan(request).unwrap_or_else(|failure| Plan::Ready(Box::new(fail(failure))));
         async move {
             Ok(match plan {
-                Plan::Acquire(head, Fields(request)) => {
-                    let granted = self.sidecar.acquire(head.class(), &request).await;
+                Plan::Acquire(headers, wanted) => {
+                    let granted = self.sidecar.acquire_wanted(wanted).await;
                     let body = |view| lock::write_granted(&view);
-                    granted.map_or_else(fail, |view| mk_answer(head.headers, body(view)))
+                    granted.map_or_else(fail, |view| mk_answer(headers, body(view)))
                 }
-                Plan::Release(head, Fields(request)) => {
-                    let hold = request.hold_id.as_deref();
-                    let released = self.sidecar.release(Kind::Lock, head.class(), hold).await;
-                    let body = || lock::write_released(hold.unwrap_or_default());
-                    released.map_or_else(fail, |()| mk_answer(head.headers, body()))
+                Plan::Release(headers, mut releasing) => {
+                    let released = releasing.finish().await;
+                    let body = || lock::write_released(releasing.hold());
+                    released.map_or_else(fail, |()| mk_answer(headers, body()))
                 }
-                Plan::Check(head, Fields(request)) => {
-                    let checked = self.sidecar.check(head.class(), &request).await;
-                    checked.map_or_else(fail, |checked| ratelimit::answer(head.headers, &checked))
+                Plan::Check(headers, class, request) => {
+                    let checked = self.sidecar.check_class(class, &request).await;
+                    checked.map_or_else(fail, |checked| ratelimit::answer(headers, &checked))
                 }
                 Plan::Ready(answer) => *answer,
                 Plan::Router(answer) => answer.await,
@@ -94,40 +83,58 @@ impl App {
         }
     }
 
-    fn plan(&self, request: Request<Incoming>) -> Plan {
-        if let Err(failure) = guard::check(&request) {
-            self.sidecar.metrics.refused.inc();
-            return refuse(failure);
-        }
+    fn plan(&self, request: Request<Incoming>) -> Result<Plan<'_>, Failure> {
+        guard::check(&request).inspect_err(|_| self.sidecar.metrics.refused.inc())?;
+        let (mut parts, body) = request.into_parts();
         // A body takes time to arrive: the router's handlers wait for it.
-        let (parts, body) = request.into_parts();
         let plain = if body.is_end_stream() { read(&parts.method, &parts.uri) } else { None };
-        match plain {
-            Some((Kind::Lock, Verb::Acquire, class)) => fields(class, parts, Plan::Acquire),
-            Some((Kind::Lock, Verb::Release, class)) => fields(class, parts, Plan::Release),
-            Some((Kind::RateLimit, Verb::Check, class)) => fields(class, parts, Plan::Check),
-            Some(_) | None => {
-                let request = Request::from_parts(parts, Body::new(body));
-                let answer = self.router.clone().oneshot(request);
-                Plan::Router(answer.map(|Ok(answer)| answer.map(Either::Right)).boxed())
+        let Some((verb, class)) = plain else {
+            let request = Request::from_parts(parts, Body::new(body));
+            let answer = self.router.clone().oneshot(request);
+            return Ok(Plan::Router(answer.map(|Ok(answer)| answer.map(Either::Right)).boxed()));
+        };
+        // Emptied, for the answer: hyper reads the next request into what an answer leaves, so that
+        // no request makes a map of its own.
+        let mut headers = mem::take(&mut parts.headers);
+        headers.clear();
+        let (sidecar, uri) = (&self.sidecar, &parts.uri);
+        Ok(match verb {
+            Verb::Acquire => {
+                let wanted = match only(uri, "key") {
+                    Some(key) => sidecar.want(class, Some(key), &AcquireRequest::default())?,
+                    None => {
+                        let Fields(request) = Fields::<AcquireRequest>::of_plain_query(uri)?;
+                        sidecar.want(class, request.key.as_deref(), &request)?
+                    }
+                };
+                Plan::Acquire(headers, wanted)
             }
-        }
+            Verb::Release => {
+                let let_go = |hold| sidecar.let_go(Kind::Lock, class, hold);
+                let releasing = match only(uri, "holdId") {
+                    Some(hold) => let_go(Some(hold))?,
+                    None => let_go(Fields::<ReleaseRequest>::of_query(uri)?.0.hold_id.as_deref())?,
+                };
+                match releasing {
+                    Some(releasing) => Plan::Release(headers, releasing),
+                    // Not for the first time.
+                    None => {
+                        let Fields(request) = Fields::of_query(uri)?;
+                        let answer = Json(lock::mk_released(request)).into_response();
+                        Plan::Ready(Box::new(answer.map(Either::Right)))
+                    }
+                }
+            }
+            Verb::Check => {
+                let Fields(request) = Fields::of_plain_query(uri)?;
+                let class = sidecar.snapshot.load().rate_limit(class)?.clone();
+                Plan::Check(headers, class, request)
+            }
+        })
     }
 }
 
-fn fields<T>(class: Range<usize>, parts: Parts, plan: fn(Head, Fields<T>) -> Plan) -> Plan
-where
-    T: Plain,
-{
-    let Parts { uri, mut headers, .. } = parts;
-    headers.clear();
-    match Fields::of_plain_query(&uri) {
-        Ok(fields) => plan(Head { uri, class, headers }, fields),
-        Err(failure) => refuse(failure),
-    }
-}
-
-/// What a POST to a class asks for.
+/// What a plain request asks for: of a lock the first two, of a rate limit the third.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Verb {
     Acquire,
@@ -135,24 +142,22 @@ enum Verb {
     Check,
 }
 
-/// `POST /v1/{kind}/{name}/{verb}`, if it is one of these, and where the name is.
-fn read(method: &Method, uri: &Uri) -> Option<(Kind, Verb, Range<usize>)> {
+/// `POST /v1/{kind}/{name}/{verb}`, if it is one of these, and the name.
+fn read<'a>(method: &Method, uri: &'a Uri) -> Option<(Verb, &'a str)> {
     if *method != Method::POST {
         return None;
     }
-    const ROOT: &str = "/v1/";
-    let (route, rest) = cut(uri.path().strip_prefix(ROOT)?, b'/')?;
+    let (route, rest) = cut(uri.path().strip_prefix("/v1/")?, b'/')?;
     let (name, verb) = cut(rest, b'/')?;
-    let verb = match verb {
-        "acquire" => Verb::Acquire,
-        "release" => Verb::Release,
-        "check" => Verb::Check,
+    let kind = *Kind::ALL.iter().find(|kind| kind.route() == route)?;
+    let verb = match (kind, verb) {
+        (Kind::Lock, "acquire") => Verb::Acquire,
+        (Kind::Lock, "release") => Verb::Release,
+        (Kind::RateLimit, "check") => Verb::Check,
         _ => return None,
     };
-    let kind = *Kind::ALL.iter().find(|kind| kind.route() == route)?;
-    let start = ROOT.len() + route.len() + 1;
     let is_plain = !name.is_empty() && !name.bytes().any(|byte| byte == b'%');
-    is_plain.then_some((kind, verb, start..start + name.len()))
+    is_plain.then_some((verb, name))
 }
 
 /// An answer with a body of JSON.
@@ -167,10 +172,6 @@ pub(super) fn fail(failure: Failure) -> Answer {
     failure.into_response().map(Either::Right)
 }
 
-fn refuse(failure: Failure) -> Plan {
-    Plan::Ready(Box::new(fail(failure)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,14 +181,11 @@ mod tests {
         let uri = |path: &str| path.parse::<Uri>().unwrap();
         let acquire = uri("/v1/locks/a/acquire?key=b");
         let release = uri("/v1/locks/a-b/release");
-        let read_named = |uri: &Uri| {
-            let (kind, verb, class) = read(&Method::POST, uri)?;
-            Some((kind, verb, uri.path()[class].to_owned()))
-        };
-        assert_eq!(read_named(&acquire), Some((Kind::Lock, Verb::Acquire, "a".into())));
-        assert_eq!(read_named(&release), Some((Kind::Lock, Verb::Release, "a-b".into())));
+        let post = |uri| read(&Method::POST, uri);
+        assert_eq!(post(&acquire), Some((Verb::Acquire, "a")));
+        assert_eq!(post(&release), Some((Verb::Release, "a-b")));
         let check = uri("/v1/ratelimits/a/check?cost=2");
-        assert_eq!(read_named(&check), Some((Kind::RateLimit, Verb::Check, "a".into())));
+        assert_eq!(post(&check), Some((Verb::Check, "a")));
         for path in [
             "/v1/locks/a",
             "/v1/locks//acquire",
@@ -196,6 +194,8 @@ mod tests {
             "/v1/locks/a/b/acquire",
             "/v1/lock/a/acquire",
             "/v1/locks/a/renew",
+            "/v1/locks/a/check",
+            "/v1/semaphores/a/acquire",
             "/v2/locks/a/acquire",
             "/",
         ] {

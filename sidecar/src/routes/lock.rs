@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use holdfast_core::Kind;
+use holdfast_core::{HoldId, Kind};
 use holdfast_wire::{
     AcquireRequest, AcquireResponse, ForceReleaseRequest, ForceReleaseResponse, LockQuery,
     LockState, Problem, ReleaseRequest, ReleaseResponse, RenewRequest, RenewResponse,
@@ -81,13 +81,13 @@ pub(super) fn mk_granted(view: &View) -> AcquireResponse {
 /// [`mk_granted`], written.
 pub(super) fn write_granted(view: &View) -> Bytes {
     let mut body = Object::new();
-    body.text("holdId", view.hold.as_str())
+    body.word("holdId", view.hold.as_str())
         .text("key", view.at.key.as_str())
         .long("fence", view.fence.get())
         .number("ttlMs", view.ttl.as_millis() as u64)
         .number("holdForMs", view.left.as_millis() as u64)
         .long("deadlineBoottimeNs", view.deadline_boot_ns)
-        .text("guarantee", &view.class.guarantee);
+        .word("guarantee", &view.class.guarantee);
     body.end()
 }
 
@@ -150,9 +150,9 @@ pub(super) fn mk_released(request: ReleaseRequest) -> ReleaseResponse {
 }
 
 /// [`mk_released`], written.
-pub(super) fn write_released(hold: &str) -> Bytes {
+pub(super) fn write_released(hold: &HoldId) -> Bytes {
     let mut body = Object::new();
-    body.text("holdId", hold).bool("released", true);
+    body.word("holdId", hold.as_str()).bool("released", true);
     body.end()
 }
 

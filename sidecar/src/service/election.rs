@@ -10,7 +10,7 @@ use holdfast_wire::{
 use tokio::{sync::watch, time::timeout};
 
 use super::{
-    MAX_WAIT, Sidecar,
+    MAX_WAIT, Sidecar, Wanted,
     answers::mk_closing,
     terms::{Terms, invalid},
 };
@@ -176,7 +176,7 @@ impl Sidecar {
             return Ok(view);
         }
         let terms = Terms::of_candidate(class, self.identity.in_pod);
-        self.acquire_on(class, &at, &terms).await
+        self.acquire_wanted(Wanted { class: class.clone(), at, terms, _place: None }).await
     }
 
     fn said(&self, class: &ElectionClass) -> Said {

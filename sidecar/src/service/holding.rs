@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    BackendError, Kind,
+    BackendError, HoldId, Kind, Stamp,
     clock::Backoff,
     lock::{Release, Renewal},
 };
@@ -21,7 +21,8 @@ impl Sidecar {
     /// # Errors
     /// 410 with how the hold ended; 503 when the store does not answer.
     pub async fn renew(&self, kind: Kind, name: &str, hold: Option<&str>) -> Result<View, Failure> {
-        let view = self.held(kind, name, hold)?;
+        let found = hold.map(|text| self.holds.look_up(text));
+        let view = self.held(kind, name, hold, found)?;
         let sent = self.clock.now();
         let (class, config) = (&view.class, &view.class.config);
         let renewal = class.client.backend().renew(&view.at, config, &view.hold, view.asked).await;
@@ -53,36 +54,49 @@ impl Sidecar {
         name: &str,
         hold: Option<&str>,
     ) -> Result<(), Failure> {
-        let view = match self.held(kind, name, hold) {
-            Ok(view) => view,
-            Err(_) if self.was_released(hold) => return Ok(()),
-            Err(failure) => return Err(failure),
-        };
-        self.release_view(&view).await
-    }
-
-    /// Releases a hold that was live a moment ago.
-    pub(crate) async fn release_view(self: &Arc<Self>, view: &View) -> Result<(), Failure> {
-        self.holds.releasing(&view.hold);
-        let unfinished = Unfinished { sidecar: self, view: Some(view) };
-        let released = self.release_in_store(view).await;
-        match released {
-            Ok(()) => {
-                unfinished.done();
-                Ok(())
-            }
-            Err(Some(error)) => Err(error.into()),
-            Err(None) => {
-                unfinished.done();
-                Err(self.lost(&view.hold))
-            }
+        match self.let_go(kind, name, hold)? {
+            Some(mut releasing) => releasing.finish().await,
+            None => Ok(()),
         }
     }
 
-    /// Whether it was held until now; `Err(None)` when it was not.
-    async fn release_in_store(&self, view: &View) -> Result<(), Option<BackendError>> {
-        let class = &view.class;
-        match class.client.backend().release(&view.at, &class.config, &view.hold).await {
+    /// Takes down that an app is done with a hold, which is to be released then. `None` when it was
+    /// released before.
+    ///
+    /// # Errors
+    /// 410 when it had ended otherwise before.
+    pub fn let_go(
+        self: &Arc<Self>,
+        kind: Kind,
+        name: &str,
+        hold: Option<&str>,
+    ) -> Result<Option<Releasing<'_>>, Failure> {
+        let found = hold.map(|text| self.holds.let_go(text, kind, name));
+        match self.held(kind, name, hold, found) {
+            Ok(view) => {
+                let now = view.seen;
+                Ok(Some(Releasing { sidecar: self, view, now, is_done: false }))
+            }
+            Err(_) if self.was_released(hold) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Releases a hold that was live when it was looked at.
+    pub(crate) async fn release_view(self: &Arc<Self>, view: &View) -> Result<(), Failure> {
+        self.holds.releasing(&view.hold);
+        let (view, now) = (view.clone(), self.clock.now());
+        Releasing { sidecar: self, view, now, is_done: false }.finish().await
+    }
+
+    /// Whether it was held until now; `Err(None)` when it was not. `now` has just been read.
+    async fn release_in_store(&self, view: &View, now: Stamp) -> Result<(), Option<BackendError>> {
+        let (class, backend) = (&view.class, view.class.client.backend());
+        let answer = match backend.release_now(&view.at, &class.config, &view.hold, now) {
+            Some(release) => Ok(release),
+            None => backend.release(&view.at, &class.config, &view.hold).await,
+        };
+        match answer {
             Ok(Release::Released) => {
                 self.holds.released(view);
                 Ok(())
@@ -99,7 +113,7 @@ impl Sidecar {
     pub async fn release_at_length(self: Arc<Self>, view: View) {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let give_up = Instant::now() + view.left + Duration::from_secs(1);
-        while let Err(Some(error)) = self.release_in_store(&view).await {
+        while let Err(Some(error)) = self.release_in_store(&view, self.clock.now()).await {
             if Instant::now() >= give_up || !error.is_retryable() {
                 tracing::warn!(at = %view.at, %error, "a release did not reach the store");
                 return;
@@ -109,24 +123,43 @@ impl Sidecar {
     }
 }
 
-/// A release whose answer is not there yet: goes on in the background when it is dropped.
-struct Unfinished<'a> {
+/// A hold that its app is done with. The release goes on in the background when this is dropped
+/// before the store has answered.
+pub struct Releasing<'a> {
     sidecar: &'a Arc<Sidecar>,
-    view: Option<&'a View>,
+    view: View,
+    /// When the app said so.
+    now: Stamp,
+    is_done: bool,
 }
 
-impl Unfinished<'_> {
-    fn done(mut self) {
-        self.view = None;
+impl Releasing<'_> {
+    /// Its name.
+    pub fn hold(&self) -> &HoldId {
+        &self.view.hold
+    }
+
+    /// Releases it.
+    ///
+    /// # Errors
+    /// As [`Sidecar::release`].
+    pub async fn finish(&mut self) -> Result<(), Failure> {
+        let released = self.sidecar.release_in_store(&self.view, self.now).await;
+        self.is_done = !matches!(released, Err(Some(_)));
+        match released {
+            Ok(()) => Ok(()),
+            Err(Some(error)) => Err(error.into()),
+            Err(None) => Err(self.sidecar.lost(&self.view.hold)),
+        }
     }
 }
 
-impl Drop for Unfinished<'_> {
+impl Drop for Releasing<'_> {
     fn drop(&mut self) {
-        if let Some(view) = self.view
+        if !self.is_done
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(self.sidecar.clone().release_at_length(view.clone()));
+            runtime.spawn(self.sidecar.clone().release_at_length(self.view.clone()));
         }
     }
 }

@@ -5,7 +5,7 @@ use holdfast_core::{Fence, Key, lock::HolderView};
 use holdfast_wire::{Code, PermitsRequest, SemaphoreState};
 
 use super::{
-    Sidecar,
+    Sidecar, Wanted,
     answers::{mk_closing, mk_semaphore_state},
     terms::{Terms, invalid},
 };
@@ -32,8 +32,8 @@ impl Sidecar {
         let request = request.into_lock();
         let at = self.address(&class, request.key.as_deref(), Verb::Acquire)?;
         let terms = Terms { permits, ..Terms::read(&request, &class, self.identity.in_pod)? };
-        let _waiting = self.wait_slot(&class.metrics.waiting, terms.wait)?;
-        self.acquire_on(&class, &at, &terms).await
+        let place = self.wait_slot(&class.metrics.waiting, terms.wait)?;
+        self.acquire_wanted(Wanted { class, at, terms, _place: place }).await
     }
 
     /// The state of a key.

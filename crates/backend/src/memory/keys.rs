@@ -25,8 +25,6 @@ pub(super) struct Keys<S> {
 
 /// What a transition needs to know of the time.
 pub(super) struct Now {
-    /// The reading that the others are of.
-    pub(super) stamp: Stamp,
     pub(super) ms: u64,
     pub(super) floor: u64,
 }
@@ -47,7 +45,6 @@ impl<S: State> Keys<S> {
         step: impl FnOnce(&mut S, &Now) -> T,
     ) -> T {
         let now = Now {
-            stamp,
             ms: stamp.boot_ns / 1_000_000,
             floor: (stamp.real_ns / 1_000).max(self.top_seq + 1),
         };

@@ -48,7 +48,17 @@ impl MemoryLocks {
         config: &LockConfig,
         step: impl FnOnce(&mut LockState, &Now) -> (T, Option<Offer>),
     ) -> T {
-        let stamp = self.clock.now();
+        self.step_at(at, config, self.clock.now(), step)
+    }
+
+    /// As [`step`](Self::step), by a reading of the clocks that there is.
+    fn step_at<T>(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        stamp: Stamp,
+        step: impl FnOnce(&mut LockState, &Now) -> (T, Option<Offer>),
+    ) -> T {
         let new = || LockState::new(config.policy());
         let (outcome, offer) = lock(&self.keys).step(at, stamp, new, step);
         if let Some(offer) = offer {
@@ -56,6 +66,45 @@ impl MemoryLocks {
             self.hub.send(&offer.hold, Push::Granted { grant });
         }
         outcome
+    }
+
+    fn acquire_at(&self, at: &Address, request: &Acquire, stamp: Stamp) -> Attempt {
+        let want = Ticket {
+            hold: request.hold.clone(),
+            session: request.session.clone(),
+            holder: request.holder.clone(),
+            ttl_ms: request.ttl.as_millis() as u64,
+            max_hold_ms: request.max_hold.as_millis() as u64,
+            permits: 1,
+        };
+        let policy = request.config.policy();
+        let acquired = self.step_at(at, &request.config, stamp, |state, now| {
+            state.acquire(now.ms, now.floor, policy, want, request.enqueue)
+        });
+        match acquired {
+            Acquired::Granted { seq, ttl_ms } => {
+                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
+            }
+            Acquired::Queued(position) => Attempt::Queued { position },
+            Acquired::Locked { retry_after_ms, waiters } => {
+                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
+            }
+            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
+            Acquired::Cancelled => Attempt::Cancelled,
+        }
+    }
+
+    fn release_at(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        stamp: Stamp,
+    ) -> Release {
+        let held = self.step_at(at, config, stamp, |state, now| {
+            state.release(now.ms, now.floor, config.policy(), hold)
+        });
+        if held { Release::Released } else { Release::NotHeld }
     }
 }
 
@@ -80,30 +129,11 @@ impl LockBackend for MemoryLocks {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let want = Ticket {
-            hold: request.hold.clone(),
-            session: request.session.clone(),
-            holder: request.holder.clone(),
-            ttl_ms: request.ttl.as_millis() as u64,
-            max_hold_ms: request.max_hold.as_millis() as u64,
-            permits: 1,
-        };
-        let policy = request.config.policy();
-        let (acquired, stamp) = self.step(at, &request.config, |state, now| {
-            let (acquired, offer) = state.acquire(now.ms, now.floor, policy, want, request.enqueue);
-            ((acquired, now.stamp), offer)
-        });
-        Ok(match acquired {
-            Acquired::Granted { seq, ttl_ms } => {
-                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
-            }
-            Acquired::Queued(position) => Attempt::Queued { position },
-            Acquired::Locked { retry_after_ms, waiters } => {
-                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
-            }
-            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
-            Acquired::Cancelled => Attempt::Cancelled,
-        })
+        Ok(self.acquire_at(at, request, self.clock.now()))
+    }
+
+    fn acquire_now(&self, at: &Address, request: &Acquire, now: Stamp) -> Option<Attempt> {
+        Some(self.acquire_at(at, request, now))
     }
 
     async fn renew(
@@ -126,9 +156,17 @@ impl LockBackend for MemoryLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError> {
-        let held = self
-            .step(at, config, |state, now| state.release(now.ms, now.floor, config.policy(), hold));
-        Ok(if held { Release::Released } else { Release::NotHeld })
+        Ok(self.release_at(at, config, hold, self.clock.now()))
+    }
+
+    fn release_now(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        now: Stamp,
+    ) -> Option<Release> {
+        Some(self.release_at(at, config, hold, now))
     }
 
     async fn cancel(

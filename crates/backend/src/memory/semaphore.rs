@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Address, BackendError, ClassName, Clock, Fence, Guarantee, HoldId, Key, Kind, SessionId,
+    Address, BackendError, ClassName, Clock, Fence, Guarantee, HoldId, Key, Kind, SessionId, Stamp,
     Substrate,
     lock::{
         Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Push, Release,
@@ -47,7 +47,18 @@ impl MemorySemaphores {
         config: &LockConfig,
         step: impl FnOnce(&mut SemaphoreState, &Now, Policy) -> (T, Vec<Offer>),
     ) -> T {
-        let (stamp, policy) = (self.clock.now(), Policy::of(config));
+        self.step_at(at, config, self.clock.now(), step)
+    }
+
+    /// As [`step`](Self::step), by a reading of the clocks that there is.
+    fn step_at<T>(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        stamp: Stamp,
+        step: impl FnOnce(&mut SemaphoreState, &Now, Policy) -> (T, Vec<Offer>),
+    ) -> T {
+        let policy = Policy::of(config);
         let new = || SemaphoreState::new(policy);
         let run = |state: &mut SemaphoreState, now: &Now| step(state, now, policy);
         let (outcome, offers) = lock(&self.keys).step(at, stamp, new, run);
@@ -56,6 +67,45 @@ impl MemorySemaphores {
             self.hub.send(&offer.hold, Push::Granted { grant });
         }
         outcome
+    }
+
+    fn acquire_at(&self, at: &Address, request: &Acquire, stamp: Stamp) -> Attempt {
+        let want = Ticket {
+            hold: request.hold.clone(),
+            session: request.session.clone(),
+            holder: request.holder.clone(),
+            ttl_ms: request.ttl.as_millis() as u64,
+            max_hold_ms: request.max_hold.as_millis() as u64,
+            permits: request.permits,
+        };
+        let acquired = self.step_at(at, &request.config, stamp, |state, now, policy| {
+            state.acquire(now.ms, now.floor, policy, want, request.enqueue)
+        });
+        match acquired {
+            Acquired::Granted { seq, ttl_ms } => {
+                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
+            }
+            Acquired::Queued(position) => Attempt::Queued { position },
+            Acquired::Locked { retry_after_ms, waiters } => {
+                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
+            }
+            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
+            Acquired::TooMany(most) => Attempt::TooMany { most },
+            Acquired::Cancelled => Attempt::Cancelled,
+        }
+    }
+
+    fn release_at(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        stamp: Stamp,
+    ) -> Release {
+        let held = self.step_at(at, config, stamp, |state, now, policy| {
+            state.release(now.ms, now.floor, policy, hold)
+        });
+        if held { Release::Released } else { Release::NotHeld }
     }
 
     fn now_ms(&self) -> u64 {
@@ -84,31 +134,11 @@ impl LockBackend for MemorySemaphores {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let want = Ticket {
-            hold: request.hold.clone(),
-            session: request.session.clone(),
-            holder: request.holder.clone(),
-            ttl_ms: request.ttl.as_millis() as u64,
-            max_hold_ms: request.max_hold.as_millis() as u64,
-            permits: request.permits,
-        };
-        let (acquired, stamp) = self.step(at, &request.config, |state, now, policy| {
-            let (acquired, offers) =
-                state.acquire(now.ms, now.floor, policy, want, request.enqueue);
-            ((acquired, now.stamp), offers)
-        });
-        Ok(match acquired {
-            Acquired::Granted { seq, ttl_ms } => {
-                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
-            }
-            Acquired::Queued(position) => Attempt::Queued { position },
-            Acquired::Locked { retry_after_ms, waiters } => {
-                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
-            }
-            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
-            Acquired::TooMany(most) => Attempt::TooMany { most },
-            Acquired::Cancelled => Attempt::Cancelled,
-        })
+        Ok(self.acquire_at(at, request, self.clock.now()))
+    }
+
+    fn acquire_now(&self, at: &Address, request: &Acquire, now: Stamp) -> Option<Attempt> {
+        Some(self.acquire_at(at, request, now))
     }
 
     async fn renew(
@@ -131,9 +161,17 @@ impl LockBackend for MemorySemaphores {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError> {
-        let held = self
-            .step(at, config, |state, now, policy| state.release(now.ms, now.floor, policy, hold));
-        Ok(if held { Release::Released } else { Release::NotHeld })
+        Ok(self.release_at(at, config, hold, self.clock.now()))
+    }
+
+    fn release_now(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        now: Stamp,
+    ) -> Option<Release> {
+        Some(self.release_at(at, config, hold, now))
     }
 
     async fn cancel(

@@ -3,14 +3,14 @@
 //! Only keys choose a class: they come from Envoy's configuration, values may come from anybody. Two
 //! descriptors of one class have one key only if they are the same.
 
-use std::{collections::HashMap, fmt::Write, sync::Arc};
+use std::{fmt::Write, sync::Arc};
 
 use holdfast_peers::rls::{RateLimitDescriptor, rate_limit_descriptor::Entry};
 use sha2::{Digest, Sha256};
 
-use crate::snapshot::RateLimitClass;
+use crate::snapshot::{ByName, RateLimitClass};
 
-type Classes = HashMap<String, Arc<RateLimitClass>>;
+type Classes = ByName<RateLimitClass>;
 
 /// The longest key that a class takes.
 const MAX_KEY: usize = 512;
