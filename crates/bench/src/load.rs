@@ -1,17 +1,21 @@
 //! Load: keep-alive connections that send the next request when the last one is answered. As lean as
 //! it can be, because it shares the machine with what it measures.
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use anyhow::{Context, bail};
+use memchr::memmem;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
 
+const OK: &[u8] = b"HTTP/1.1 200";
+
 /// One connection.
 pub struct Connection<S = TcpStream> {
     stream: S,
+    /// The request, then its answer.
     buffer: Vec<u8>,
 }
 
@@ -35,30 +39,23 @@ impl Connection<UnixStream> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Sends a request and returns the answer's body. Anything but 200 is an error.
     pub async fn call(&mut self, method: &str, path: &str) -> anyhow::Result<&str> {
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
-        self.stream.write_all(request.as_bytes()).await?;
+        self.buffer.clear();
+        for part in [method, " ", path, " HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
+            self.buffer.extend_from_slice(part.as_bytes());
+        }
+        self.stream.write_all(&self.buffer).await?;
         self.buffer.clear();
         loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 bail!("the server closed the connection");
             }
-            let Some(end) = find(&self.buffer, b"\r\n\r\n") else { continue };
-            let head = std::str::from_utf8(&self.buffer[..end])?;
-            let length: usize = head
-                .lines()
-                .find_map(|line| line.strip_prefix("content-length: "))
-                .context("no content-length")?
-                .parse()?;
-            let start = end + 4;
-            while self.buffer.len() < start + length {
-                if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                    bail!("the server closed the connection");
-                }
+            let Some(body) = answer(&self.buffer)? else { continue };
+            if self.buffer.len() < body.end {
+                continue;
             }
-            let body = std::str::from_utf8(&self.buffer[start..start + length])?;
-            if !self.buffer.starts_with(b"HTTP/1.1 200") {
-                bail!("{method} {path}: {body}");
-            }
+            let is_ok = self.buffer.starts_with(OK);
+            let body = std::str::from_utf8(self.buffer.get(body).unwrap_or_default())?;
+            anyhow::ensure!(is_ok, "{method} {path}: {body}");
             return Ok(body);
         }
     }
@@ -70,10 +67,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.buffer.clear();
         let (mut answered, mut at) = (0, 0);
         while answered < many {
-            if let Some(length) = answer(&self.buffer[at..])? {
-                (answered, at) = (answered + 1, at + length);
-            } else if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                bail!("the server closed the connection");
+            let rest = &self.buffer[at..];
+            match answer(rest)? {
+                Some(body) if body.end <= rest.len() => {
+                    anyhow::ensure!(rest.starts_with(OK), "{}", String::from_utf8_lossy(rest));
+                    (answered, at) = (answered + 1, at + body.end);
+                }
+                _ if self.stream.read_buf(&mut self.buffer).await? == 0 => {
+                    bail!("the server closed the connection");
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -83,7 +86,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub async fn acquire(&mut self, query: &str) -> anyhow::Result<String> {
         let path = format!("/v1/locks/bench/acquire?{query}");
         let body = self.call("POST", &path).await?;
-        let (_, rest) = body.split_once("\"holdId\":\"").context("no holdId")?;
+        const FIELD: &str = "\"holdId\":\"";
+        let start = memmem::find(body.as_bytes(), FIELD.as_bytes()).context("no holdId")?;
+        let rest = body.get(start + FIELD.len()..).unwrap_or_default();
         Ok(rest.split('"').next().unwrap_or_default().to_owned())
     }
 
@@ -93,16 +98,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
-/// The length of the first answer, once all of it is there.
-fn answer(buffer: &[u8]) -> anyhow::Result<Option<usize>> {
-    let Some(end) = find(buffer, b"\r\n\r\n") else { return Ok(None) };
-    let head = std::str::from_utf8(&buffer[..end])?;
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-    let whole = end + 4 + length.context("no content-length")?.parse::<usize>()?;
-    anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
-    Ok((buffer.len() >= whole).then_some(whole))
-}
-
-fn find(buffer: &[u8], what: &[u8]) -> Option<usize> {
-    buffer.windows(what.len()).position(|window| window == what)
+/// Where the body of the first answer lies, once all of its head is there.
+fn answer(buffer: &[u8]) -> anyhow::Result<Option<Range<usize>>> {
+    let Some(end) = memmem::find(buffer, b"\r\n\r\n") else { return Ok(None) };
+    const FIELD: &[u8] = b"content-length: ";
+    let head = &buffer[..end];
+    let at = memmem::find(head, FIELD).context("no content-length")? + FIELD.len();
+    let digits = head[at..].iter().take_while(|byte| byte.is_ascii_digit());
+    let length = digits.fold(0, |length, digit| 10 * length + usize::from(digit - b'0'));
+    Ok(Some(end + 4..end + 4 + length))
 }
