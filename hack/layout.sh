@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Writes hack/layout.txt anew: the functions that `holdfast dev`, and a sidecar beside a pod, run at
-# start, at rest and for requests, in the order in which an emulator translates them. Run it when
-# `make bench` shows that memory at rest has grown. Takes some minutes; needs qemu-user.
+# Writes hack/layout.txt anew: the functions that `holdfast dev` (in memory and on a Redis), and a sidecar
+# beside a pod, run at start, at rest and for requests, in the order in which an emulator translates
+# them. Run it when `make bench` shows that memory at rest has grown, or when what a request runs has
+# changed. Takes some minutes; needs qemu-user and redis-server.
 # HOLDFAST_BIN names a folder of release programs with their symbols, if there is one already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,12 +36,19 @@ watch() {
 }
 # call PORT METHOD PATH: one request.
 call() { e2e/cluster/cluster.sh exec curl -s -m 30 -X "$2" "http://127.0.0.1:$1/v1/$3" || true; }
+# acquire PORT LOCK QUERY: the hold.
+acquire() { call "$1" POST "locks/$2/acquire?key=default$3" | sed 's/.*"holdId":"\([^"]*\)".*/\1/'; }
 # use PORT LOCK: what an app does all day.
 use() {
+  local held next
   for _ in 1 2 3; do
-    held=$(call "$1" POST "locks/$2/acquire?key=default" | sed 's/.*"holdId":"\([^"]*\)".*/\1/')
+    held=$(acquire "$1" "$2" "")
     call "$1" GET "locks/$2" >/dev/null
+    acquire "$1" "$2" "&waitSeconds=20" >"$work/next" & next=$!
+    sleep 2
     call "$1" POST "locks/$2/release?holdId=$held" >/dev/null
+    wait "$next"
+    call "$1" POST "locks/$2/release?holdId=$(<"$work/next")" >/dev/null
   done
 }
 
@@ -55,11 +63,19 @@ pids+=($!)
 kubectl apply -f examples/locks.yaml
 kubectl wait --for=condition=Ready lock --all --timeout=60s
 
+e2e/cluster/cluster.sh exec redis-server --port 5146 --save "" --appendonly no --dir "$work" \
+  >"$work/redis.log" 2>&1 &
+pids+=($!)
 watch dev "$bin/holdfast" dev -f examples/ --listen 127.0.0.1:5140 --admin 127.0.0.1:5141
+watch redis "$bin/holdfast" dev -f examples/ --redis redis://127.0.0.1:5146 \
+  --listen 127.0.0.1:5144 --admin 127.0.0.1:5147
 POD_NAMESPACE=default POD_NAME=layout \
   watch pod "$bin/holdfast-sidecar" --listen 127.0.0.1:5142 --admin 127.0.0.1:5143
 sleep 20
-use 5140 nightly-report
+for port in 5140 5144; do
+  use $port nightly-report
+  for _ in 1 2 3; do call $port POST "ratelimits/mail/check?key=a" >/dev/null; done
+done
 use 5142 nightly-report
 sleep 20 # at rest
 # sizes PROGRAM: its functions, and the size of each.
@@ -68,7 +84,7 @@ sizes() { nm --defined-only --format=posix "$bin/$1" | awk '{ sub(/^0+/, "", $4)
 seen() { sed -n 's/^IN: //p' "$work/$2.seen" | awk 'NR == FNR { size[$1] = $2; next }
   $1 ~ /^(_ZN|_R)/ && $1 in size { name = $1; sub(/17h[0-9a-f]+E$/, "", name); print name, size[$1] }' \
   <(sizes "$1") -; }
-{ seen holdfast dev; seen holdfast-sidecar pod; } | awk '!known[$0]++' >"$work/layout.txt"
+{ seen holdfast dev; seen holdfast-sidecar pod; seen holdfast redis; } | awk '!known[$0]++' >"$work/layout.txt"
 lines=$(wc -l <"$work/layout.txt")
 [ "$lines" -gt 1000 ] || { tail -n 20 "$work"/*.log >&2; echo "only $lines functions were seen" >&2; exit 1; }
 mv "$work/layout.txt" "$root/hack/layout.txt"
