@@ -7,10 +7,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use holdfast_backend::hub::lock;
 use holdfast_core::{ClassName, Fence, HoldId, Holder};
 use holdfast_wire::{Code, HoldEventKind, Standing};
 use tokio::{
@@ -306,10 +307,6 @@ impl Candidate {
 /// The pod that is to lead, by the bundle.
 fn heir_of(snapshot: &Snapshot, name: &ClassName) -> Option<Holder> {
     snapshot.elections.get(name.as_str())?.transfer_to.clone()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn next(subscription: &mut Subscription) -> Option<HoldEventKind> {

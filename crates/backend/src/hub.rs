@@ -201,7 +201,7 @@ impl Drop for Inbox {
 }
 
 /// Locks a mutex whose data stays valid even if a holder of it panicked.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -2,10 +2,11 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use holdfast_backend::hub::lock;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -59,10 +60,6 @@ impl Relay {
     fn is_over(&self, rounds: usize) -> bool {
         lock(&self.took).len() >= rounds
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs contenders until so many hand-overs are over: seconds from each release to the next holder.

@@ -41,18 +41,8 @@ impl MemoryLocks {
         Arc::new(MemoryLocks { hub, clock, keys: Mutex::default() })
     }
 
-    /// Runs one transition and delivers what it offers.
+    /// Runs one transition by a reading of the clocks, and delivers what it offers.
     fn step<T>(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        step: impl FnOnce(&mut LockState, &Now) -> (T, Option<Offer>),
-    ) -> T {
-        self.step_at(at, config, self.clock.now(), step)
-    }
-
-    /// As [`step`](Self::step), by a reading of the clocks that there is.
-    fn step_at<T>(
         &self,
         at: &Address,
         config: &LockConfig,
@@ -69,29 +59,12 @@ impl MemoryLocks {
     }
 
     fn acquire_at(&self, at: &Address, request: &Acquire, stamp: Stamp) -> Attempt {
-        let want = Ticket {
-            hold: request.hold.clone(),
-            session: request.session.clone(),
-            holder: request.holder.clone(),
-            ttl_ms: request.ttl.as_millis() as u64,
-            max_hold_ms: request.max_hold.as_millis() as u64,
-            permits: 1,
-        };
+        let want = mk_ticket(request, 1);
         let policy = request.config.policy();
-        let acquired = self.step_at(at, &request.config, stamp, |state, now| {
+        let acquired = self.step(at, &request.config, stamp, |state, now| {
             state.acquire(now.ms, now.floor, policy, want, request.enqueue)
         });
-        match acquired {
-            Acquired::Granted { seq, ttl_ms } => {
-                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
-            }
-            Acquired::Queued(position) => Attempt::Queued { position },
-            Acquired::Locked { retry_after_ms, waiters } => {
-                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
-            }
-            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
-            Acquired::Cancelled => Attempt::Cancelled,
-        }
+        mk_attempt(acquired, stamp)
     }
 
     fn release_at(
@@ -101,7 +74,7 @@ impl MemoryLocks {
         hold: &HoldId,
         stamp: Stamp,
     ) -> Release {
-        let held = self.step_at(at, config, stamp, |state, now| {
+        let held = self.step(at, config, stamp, |state, now| {
             state.release(now.ms, now.floor, config.policy(), hold)
         });
         if held { Release::Released } else { Release::NotHeld }
@@ -144,7 +117,7 @@ impl LockBackend for MemoryLocks {
         ttl: Duration,
     ) -> Result<Renewal, BackendError> {
         let ttl_ms = ttl.as_millis() as u64;
-        let left = self.step(at, config, |state, now| {
+        let left = self.step(at, config, self.clock.now(), |state, now| {
             state.renew(now.ms, now.floor, config.policy(), hold, ttl_ms)
         });
         Ok(left.map_or(Renewal::Lost, |ms| Renewal::Renewed { ttl: Duration::from_millis(ms) }))
@@ -175,7 +148,7 @@ impl LockBackend for MemoryLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<(), BackendError> {
-        self.step(at, config, |state, now| {
+        self.step(at, config, self.clock.now(), |state, now| {
             ((), state.cancel(now.ms, now.floor, config.policy(), hold, config.ttl_ms))
         });
         Ok(())
@@ -187,8 +160,9 @@ impl LockBackend for MemoryLocks {
         config: &LockConfig,
         session: &SessionId,
     ) -> Result<Beat, BackendError> {
-        let beaten = self
-            .step(at, config, |state, now| state.beat(now.ms, now.floor, config.policy(), session));
+        let beaten = self.step(at, config, self.clock.now(), |state, now| {
+            state.beat(now.ms, now.floor, config.policy(), session)
+        });
         let offered = beaten.offered.into_iter();
         Ok(Beat {
             offered: offered
@@ -216,7 +190,7 @@ impl LockBackend for MemoryLocks {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Option<HolderView>, BackendError> {
-        let (held, now_ms) = self.step(at, config, |state, now| {
+        let (held, now_ms) = self.step(at, config, self.clock.now(), |state, now| {
             let (held, offer) = state.force_release(now.ms, now.floor, config.policy());
             ((held, now.ms), offer)
         });
@@ -245,6 +219,32 @@ impl LockBackend for MemoryLocks {
             .filter(|(_, view)| view.holder.is_some() || view.waiters > 0)
             .take(limit)
             .collect())
+    }
+}
+
+pub(super) fn mk_ticket(request: &Acquire, permits: u32) -> Ticket {
+    Ticket {
+        hold: request.hold.clone(),
+        session: request.session.clone(),
+        holder: request.holder.clone(),
+        ttl_ms: request.ttl.as_millis() as u64,
+        max_hold_ms: request.max_hold.as_millis() as u64,
+        permits,
+    }
+}
+
+pub(super) fn mk_attempt(acquired: Acquired, stamp: Stamp) -> Attempt {
+    match acquired {
+        Acquired::Granted { seq, ttl_ms } => {
+            Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
+        }
+        Acquired::Queued(position) => Attempt::Queued { position },
+        Acquired::Locked { retry_after_ms, waiters } => {
+            Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
+        }
+        Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
+        Acquired::TooMany(most) => Attempt::TooMany { most },
+        Acquired::Cancelled => Attempt::Cancelled,
     }
 }
 

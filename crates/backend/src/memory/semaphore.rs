@@ -13,16 +13,15 @@ use holdfast_core::{
         Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Push, Release,
         Renewal, state::Offer,
     },
-    queue::Ticket,
     semaphore::{
         NAMED, Policy,
-        state::{Acquired, Holding, SemaphoreState},
+        state::{Holding, SemaphoreState},
     },
 };
 
 use super::{
     keys::{Keys, Now, State},
-    lock::{mk_grant, mk_holder},
+    lock::{mk_attempt, mk_grant, mk_holder, mk_ticket},
 };
 use crate::hub::{Hub, lock};
 
@@ -40,18 +39,8 @@ impl MemorySemaphores {
         Arc::new(MemorySemaphores { hub, clock, keys: Mutex::default() })
     }
 
-    /// Runs one transition and delivers what it offers.
+    /// Runs one transition by a reading of the clocks, and delivers what it offers.
     fn step<T>(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        step: impl FnOnce(&mut SemaphoreState, &Now, Policy) -> (T, Vec<Offer>),
-    ) -> T {
-        self.step_at(at, config, self.clock.now(), step)
-    }
-
-    /// As [`step`](Self::step), by a reading of the clocks that there is.
-    fn step_at<T>(
         &self,
         at: &Address,
         config: &LockConfig,
@@ -70,29 +59,11 @@ impl MemorySemaphores {
     }
 
     fn acquire_at(&self, at: &Address, request: &Acquire, stamp: Stamp) -> Attempt {
-        let want = Ticket {
-            hold: request.hold.clone(),
-            session: request.session.clone(),
-            holder: request.holder.clone(),
-            ttl_ms: request.ttl.as_millis() as u64,
-            max_hold_ms: request.max_hold.as_millis() as u64,
-            permits: request.permits,
-        };
-        let acquired = self.step_at(at, &request.config, stamp, |state, now, policy| {
+        let want = mk_ticket(request, request.permits);
+        let acquired = self.step(at, &request.config, stamp, |state, now, policy| {
             state.acquire(now.ms, now.floor, policy, want, request.enqueue)
         });
-        match acquired {
-            Acquired::Granted { seq, ttl_ms } => {
-                Attempt::Granted(mk_grant(seq, ttl_ms, true, Some(stamp)))
-            }
-            Acquired::Queued(position) => Attempt::Queued { position },
-            Acquired::Locked { retry_after_ms, waiters } => {
-                Attempt::Locked { retry_after: Duration::from_millis(retry_after_ms), waiters }
-            }
-            Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
-            Acquired::TooMany(most) => Attempt::TooMany { most },
-            Acquired::Cancelled => Attempt::Cancelled,
-        }
+        mk_attempt(acquired, stamp)
     }
 
     fn release_at(
@@ -102,7 +73,7 @@ impl MemorySemaphores {
         hold: &HoldId,
         stamp: Stamp,
     ) -> Release {
-        let held = self.step_at(at, config, stamp, |state, now, policy| {
+        let held = self.step(at, config, stamp, |state, now, policy| {
             state.release(now.ms, now.floor, policy, hold)
         });
         if held { Release::Released } else { Release::NotHeld }
@@ -149,7 +120,7 @@ impl LockBackend for MemorySemaphores {
         ttl: Duration,
     ) -> Result<Renewal, BackendError> {
         let ttl_ms = ttl.as_millis() as u64;
-        let left = self.step(at, config, |state, now, policy| {
+        let left = self.step(at, config, self.clock.now(), |state, now, policy| {
             state.renew(now.ms, now.floor, policy, hold, ttl_ms)
         });
         Ok(left.map_or(Renewal::Lost, |ms| Renewal::Renewed { ttl: Duration::from_millis(ms) }))
@@ -180,7 +151,7 @@ impl LockBackend for MemorySemaphores {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<(), BackendError> {
-        self.step(at, config, |state, now, policy| {
+        self.step(at, config, self.clock.now(), |state, now, policy| {
             ((), state.cancel(now.ms, now.floor, policy, hold, config.ttl_ms))
         });
         Ok(())
@@ -192,8 +163,9 @@ impl LockBackend for MemorySemaphores {
         config: &LockConfig,
         session: &SessionId,
     ) -> Result<Beat, BackendError> {
-        let beaten = self
-            .step(at, config, |state, now, policy| state.beat(now.ms, now.floor, policy, session));
+        let beaten = self.step(at, config, self.clock.now(), |state, now, policy| {
+            state.beat(now.ms, now.floor, policy, session)
+        });
         let offered = beaten.offered.into_iter();
         Ok(Beat {
             offered: offered
@@ -225,7 +197,7 @@ impl LockBackend for MemorySemaphores {
         config: &LockConfig,
         only: Option<Fence>,
     ) -> Result<Vec<HolderView>, BackendError> {
-        let (taken, now_ms) = self.step(at, config, |state, now, policy| {
+        let (taken, now_ms) = self.step(at, config, self.clock.now(), |state, now, policy| {
             let only = only.map(Fence::get);
             let (taken, offers) = state.force_release(now.ms, now.floor, policy, only);
             ((taken, now.ms), offers)

@@ -158,6 +158,20 @@ pub fn mk_fence(seq: u64) -> Fence {
     Fence::compose(EPOCH, seq).unwrap()
 }
 
+pub fn mk_attempt(acquired: Acquired) -> Attempt {
+    match acquired {
+        Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
+        Acquired::Queued(position) => Attempt::Queued { position },
+        Acquired::Locked { retry_after_ms, waiters } => {
+            let retry_after = Duration::from_millis(retry_after_ms);
+            Attempt::Locked { retry_after, waiters }
+        }
+        Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
+        Acquired::TooMany(most) => Attempt::TooMany { most },
+        Acquired::Cancelled => Attempt::Cancelled,
+    }
+}
+
 pub fn mk_grant(seq: u64, ttl_ms: u64, claimed: bool) -> Grant {
     Grant { fence: mk_fence(seq), ttl: Duration::from_millis(ttl_ms), claimed, since: None }
 }
@@ -212,17 +226,7 @@ pub fn model_step(
                 permits: 1,
             };
             let (acquired, offer) = state.acquire(now_ms, seen_ms, policy, want, *enqueue);
-            let attempt = match acquired {
-                Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
-                Acquired::Queued(position) => Attempt::Queued { position },
-                Acquired::Locked { retry_after_ms, waiters } => {
-                    let retry_after = Duration::from_millis(retry_after_ms);
-                    Attempt::Locked { retry_after, waiters }
-                }
-                Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
-                Acquired::Cancelled => Attempt::Cancelled,
-            };
-            (Outcome::Attempt(attempt), offer)
+            (Outcome::Attempt(mk_attempt(acquired)), offer)
         }
         Op::Renew { hold, ttl_ms } => {
             let (left, offer) = state.renew(now_ms, seen_ms, policy, &hold_id(*hold), *ttl_ms);

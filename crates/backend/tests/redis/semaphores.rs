@@ -23,7 +23,7 @@ use holdfast_core::{
     queue::Ticket,
     semaphore::{
         NAMED, Policy,
-        state::{Acquired, Holding, SemaphoreState},
+        state::{Holding, SemaphoreState},
     },
 };
 use proptest::{
@@ -34,7 +34,7 @@ use proptest::{
 use crate::{
     differential::{BROKEN_SCRIPTS, SCRIPTS},
     fixture::{NAMESPACE, Store, mk_address, mk_config, mk_redis},
-    model::{hold_id, mk_fence, mk_grant, mk_holder, mk_request, session_id},
+    model::{hold_id, mk_attempt, mk_fence, mk_grant, mk_holder, mk_request, session_id},
 };
 
 const HISTORIES: u32 = 300;
@@ -201,18 +201,7 @@ fn model_step(
                 permits: *permits,
             };
             let (acquired, offers) = state.acquire(now_ms, seen_ms, policy, want, *enqueue);
-            let attempt = match acquired {
-                Acquired::Granted { seq, ttl_ms } => Attempt::Granted(mk_grant(seq, ttl_ms, true)),
-                Acquired::Queued(position) => Attempt::Queued { position },
-                Acquired::Locked { retry_after_ms, waiters } => {
-                    let retry_after = Duration::from_millis(retry_after_ms);
-                    Attempt::Locked { retry_after, waiters }
-                }
-                Acquired::QueueFull(waiters) => Attempt::QueueFull { waiters },
-                Acquired::TooMany(most) => Attempt::TooMany { most },
-                Acquired::Cancelled => Attempt::Cancelled,
-            };
-            (Outcome::Attempt(attempt), offers)
+            (Outcome::Attempt(mk_attempt(acquired)), offers)
         }
         Op::Renew { hold, ttl_ms } => {
             let (left, offers) = state.renew(now_ms, seen_ms, policy, &hold_id(*hold), *ttl_ms);

@@ -53,7 +53,7 @@ pub struct Offer {
     pub ttl_ms: u64,
 }
 
-/// The outcome of [`LockState::acquire`].
+/// The outcome of [`LockState::acquire`], and of a semaphore's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acquired {
     /// Granted, or found granted by an earlier attempt of the same hold.
@@ -65,7 +65,7 @@ pub enum Acquired {
     },
     /// In the queue, at this place counted from 1.
     Queued(u32),
-    /// Held by another.
+    /// Held by another; of a semaphore, too few permits are free, or it is not this caller's turn.
     Locked {
         /// When that may change by itself.
         retry_after_ms: u64,
@@ -74,6 +74,8 @@ pub enum Acquired {
     },
     /// As many wait as may.
     QueueFull(u32),
+    /// Of a semaphore: more permits than one hold can ever have; this is the most.
+    TooMany(u32),
     /// Cancelled before it arrived.
     Cancelled,
 }

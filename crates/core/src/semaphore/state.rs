@@ -12,7 +12,7 @@ use crate::{
     HoldId, SessionId,
     lock::{
         Fairness,
-        state::{Held, Offer, TOMB_FACTOR},
+        state::{Acquired, Held, Offer, TOMB_FACTOR},
     },
     queue::{Queue, REAP_AT_ONCE, Ticket},
     semaphore::Policy,
@@ -25,33 +25,6 @@ pub struct Holding {
     pub held: Held,
     /// How many permits it has.
     pub permits: u32,
-}
-
-/// The outcome of [`SemaphoreState::acquire`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Acquired {
-    /// Granted, or found granted by an earlier attempt of the same hold.
-    Granted {
-        /// The fence's sequence.
-        seq: u64,
-        /// The time to live from now.
-        ttl_ms: u64,
-    },
-    /// In the queue, at this place counted from 1.
-    Queued(u32),
-    /// Not enough permits are free, or it is not this caller's turn.
-    Locked {
-        /// When that may change by itself.
-        retry_after_ms: u64,
-        /// How many wait.
-        waiters: u32,
-    },
-    /// As many wait as may.
-    QueueFull(u32),
-    /// More permits than one hold can ever have; this is the most.
-    TooMany(u32),
-    /// Cancelled before it arrived.
-    Cancelled,
 }
 
 /// What a session learns from [`SemaphoreState::beat`].
