@@ -25,11 +25,10 @@ impl RedisCluster {
         Self::of(primaries, replicas, RedisServer::valkey)
     }
 
-    /// A slow server is not a dead one: for tests in which none is to be replaced.
+    /// A slow server is not a dead one, nor when the machine's clock steps: for tests in which none
+    /// is to be replaced.
     pub fn patient(self) -> Self {
-        for server in &self.servers {
-            server.command("CONFIG SET cluster-node-timeout 10000");
-        }
+        self.servers.iter().for_each(be_patient);
         self
     }
 
@@ -120,9 +119,13 @@ impl RedisCluster {
         (0..self.servers.len()).find(has).expect("nobody has the slot")
     }
 
-    /// One more primary, without slots. Its index.
+    /// One more primary, without slots, and as patient as the others. Its index.
     pub fn add(&mut self) -> usize {
         let server = run(RedisServer::start);
+        let timeout = |server: &RedisServer| server.ask("CONFIG GET cluster-node-timeout");
+        if timeout(&server) != timeout(&self.servers[0]) {
+            be_patient(&server);
+        }
         self.meet(&server);
         let id = server.ask("CLUSTER MYID").lines().nth(1).unwrap().to_owned();
         self.servers.push(server);
@@ -191,6 +194,10 @@ fn run(start: fn(&[&str]) -> RedisServer) -> RedisServer {
         "--repl-diskless-sync-delay",
         "0",
     ])
+}
+
+fn be_patient(server: &RedisServer) {
+    server.command("CONFIG SET cluster-node-timeout 60000");
 }
 
 fn bus_of(server: &RedisServer) -> u16 {

@@ -35,6 +35,10 @@ use crate::{
     },
 };
 
+mod places;
+
+use places::{Moves, Standing, standing};
+
 /// The oldest major version whose functions may read a marker in another slot than their keys'.
 const LEAST_MAJOR: u32 = 7;
 
@@ -51,27 +55,33 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     let before = backend.status.as_ref().and_then(|status| status.epoch.clone());
     let known = before.as_ref().map_or(&[][..], |epoch| &epoch.runs);
     let asked = members.primaries.iter().map(|member| ask(&store, member, run_of(known, member)));
-    let (mut seen, mut probes, mut away) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut answers, mut away) = (Vec::new(), Vec::new());
     for (member, answer) in members.primaries.iter().zip(join_all(asked).await) {
         match answer {
-            Ok((server, probe)) => {
-                seen.push(server);
-                probes.push((member.address.clone(), probe));
-            }
+            Ok((probe, places)) => answers.push((member, probe, places)),
             Err(why) => away.push(format!("{} ({why})", member.address)),
         }
     }
-    if probes.is_empty() {
+    if answers.is_empty() {
         return Err(away.join("; "));
     }
+    let number = before.as_ref().map_or(0, |epoch| epoch.number);
+    let moves = Moves {
+        known,
+        members: &members,
+        replids: answers.iter().map(|(m, probe, _)| (&*m.name, &*probe.replid)).collect(),
+        number,
+    };
+    let seen = see(&answers, &moves).await;
+    let probes: Vec<(String, Probe)> =
+        answers.iter().map(|(member, probe, _)| (member.address.clone(), probe.clone())).collect();
     let unfit = unfit(backend.spec.redis.mode, &members, &probes);
     let mut current = before.clone();
-    let number = before.as_ref().map_or(0, |epoch| epoch.number);
     if unfit.is_none() {
         let facts = Facts {
             seen: &seen,
             members: &members.primaries.iter().map(|member| member.name.clone()).collect(),
-            emptied: &emptied(known, &members, &seen, number).await,
+            emptied: &moves.emptied().await,
             above: &ctx.doubts.of(&name),
             floor: ctx.floors.get(&epoch_key(&name)),
             longest_ttl: longest,
@@ -109,80 +119,62 @@ fn run_of<'a>(runs: &'a [RunStatus], member: &Member) -> Option<&'a RunStatus> {
     runs.iter().find(|run| run.server == member.name)
 }
 
-/// Asks one server. Its run says where its marker should be.
+/// Where the markers of a server should be: where its run says, or, if nothing is known of it, where
+/// they would be put.
+fn tags_of(member: &Member, run: Option<&RunStatus>) -> Vec<String> {
+    run.map_or_else(|| member.places(&[]), |run| run.tags.clone())
+}
+
+/// Asks one server what it is, and what is where its markers should be.
 async fn ask(
     store: &Store,
     member: &Member,
     run: Option<&RunStatus>,
-) -> Result<(Seen, Probe), String> {
+) -> Result<(Probe, Vec<Place>), String> {
     let ask = async {
         let probe = member.admin.probe().await?;
         if probe.role == "master" {
             store.ensure_library(&member.name, &member.admin, &probe.replid).await?;
         }
-        let kept = run.map_or(&[][..], |run| &run.tags);
-        let tags = member.places(kept);
-        // Of a server that nothing is known of, a marker where one would be put.
-        let places = if run.is_some() { kept } else { &tags };
-        let there = member.admin.markers(CANARY, places).await?;
-        Ok::<_, BackendError>((probe, marker(&there), tags))
+        let there = member.admin.markers(CANARY, &tags_of(member, run)).await?;
+        Ok::<_, BackendError>((probe, there))
     };
-    let (probe, marker, tags) = match timeout(WITHIN, ask).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => return Err(error.to_string()),
-        Err(_) => return Err(format!("no answer within {WITHIN:?}")),
-    };
-    if probe.role != "master" {
-        return Err(format!("it is a {} by now", probe.role));
+    match timeout(WITHIN, ask).await {
+        Ok(Ok((probe, _))) if probe.role != "master" => {
+            Err(format!("it is a {} by now", probe.role))
+        }
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {WITHIN:?}")),
     }
-    let (server, replid) = (member.name.clone(), probe.replid.clone());
-    let took_over = probe.took_over.clone();
-    Ok((Seen { server, replid, took_over, marker, tags }, probe))
 }
 
-/// The servers that are gone, and whose markers have been moved to servers that were there before and
-/// have lost nothing: all that they had has been moved as well. (A primary that has given its last
-/// slot away makes itself a replica of who took it.)
-async fn emptied(
-    known: &[RunStatus],
-    members: &Members,
-    seen: &[Seen],
-    number: u64,
-) -> BTreeSet<String> {
-    let is_unchanged = |member: &Member| {
-        let seen = seen.iter().find(|seen| seen.server == member.name);
-        seen.zip(run_of(known, member)).is_some_and(|(seen, run)| seen.replid == run.replid)
-    };
-    let mut emptied = BTreeSet::new();
-    let is_member = |run: &RunStatus| members.primaries.iter().any(|m| m.name == run.server);
-    for run in known.iter().filter(|run| run.open && !run.tags.is_empty() && !is_member(run)) {
-        let mut moved = 0;
-        for tag in &run.tags {
-            let owner = members.primaries.iter().find(|member| member.has(tag));
-            let Some(owner) = owner.filter(|owner| is_unchanged(owner)) else { break };
-            let place = owner.admin.markers(CANARY, std::slice::from_ref(tag));
-            match timeout(WITHIN, place).await {
-                Ok(Ok(places)) if places == [Place::Found(number)] => moved += 1,
-                _ => break,
+/// What the servers' answers say of them. One whose markers are being moved is left out, as if it had
+/// not answered: the next look sees where they are.
+async fn see(answers: &[(&Member, Probe, Vec<Place>)], moves: &Moves<'_>) -> Vec<Seen> {
+    let mut all = Vec::new();
+    for (member, probe, places) in answers {
+        let run = run_of(moves.known, member);
+        let marker = match standing(&tags_of(member, run), places, |tag| member.has(tag)) {
+            Standing::Here(marker) => marker,
+            Standing::Moving => {
+                tracing::info!(server = member.name, "the slots of its markers are being moved");
+                continue;
             }
-        }
-        if moved == run.tags.len() {
-            emptied.insert(run.server.clone());
-        }
+            Standing::Moved => match run {
+                Some(run) if moves.has_all_of(run).await => Marker::Found(moves.number),
+                _ => Marker::Missing,
+            },
+        };
+        all.push(Seen {
+            server: member.name.clone(),
+            replid: probe.replid.clone(),
+            took_over: probe.took_over.clone(),
+            marker,
+            tags: member.places(run.map_or(&[], |run| &run.tags)),
+        });
     }
-    emptied
-}
-
-/// The marker of a server, from what is at each of its places.
-fn marker(places: &[Place]) -> Marker {
-    let numbers = places.iter().filter_map(|place| match place {
-        Place::Found(number) => Some(*number),
-        Place::Missing | Place::Elsewhere => None,
-    });
-    match numbers.max() {
-        Some(number) if !places.contains(&Place::Missing) => Marker::Found(number),
-        _ => Marker::Missing,
-    }
+    all
 }
 
 /// Sets the markers of what is open in `next`, and closes what cannot be marked.
