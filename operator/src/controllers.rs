@@ -32,7 +32,7 @@ use crate::{
     args::ControlArgs,
     context::Context,
     controllers::{
-        backend::{Doubts, Longest},
+        backend::{Doubts, Longest, Raises},
         bundle::Published,
         tenants::Users,
     },
@@ -149,6 +149,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             stores: Stores::default(),
             users: Users::default(),
             doubts: Doubts::default(),
+            raises: Raises::default(),
             longest: Longest::default(),
             floors,
             routes: election::routing::Routes::default(),

@@ -40,10 +40,11 @@ pub mod doubts;
 pub mod epoch;
 mod majority;
 mod one;
+pub mod raises;
 mod several;
 mod verdicts;
 
-pub use self::doubts::Doubts;
+pub use self::{doubts::Doubts, raises::Raises};
 
 /// A store that does not answer by then is away.
 const WITHIN: Duration = Duration::from_secs(4);
@@ -105,13 +106,18 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
     };
     status.version = Some(looked.version);
     status.role = Some(looked.role);
+    let number = |epoch: &Option<EpochStatus>| epoch.as_ref().map(|epoch| epoch.number);
+    if number(&status.epoch) != number(&looked.epoch) {
+        ctx.raises.note(&name);
+    }
     status.epoch = looked.epoch;
     write(&ctx, &backend, &mut status, looked.verdicts).await?;
     if let Some(epoch) = &status.epoch {
         ctx.doubts.settled(&name, epoch.number);
     }
     let opens_in = status.epoch.as_ref().and_then(opens_at).map(|at| {
-        let left = at.as_millisecond() - Timestamp::now().as_millisecond();
+        let lived = ctx.raises.lived(&name, Timestamp::now());
+        let left = at.as_millisecond() - lived.as_millisecond();
         Duration::from_millis(left.max(10) as u64)
     });
     let every = ctx.args.probe_every();
@@ -196,6 +202,7 @@ async fn end(backend: &Backend, ctx: &Context) -> Result<Action, Error> {
         tracing::info!(backend = name, "users stay in the store: it does not answer");
     }
     ctx.stores.forget(&name);
+    ctx.raises.forget(&name);
     apply::remove_finalizer(ctx, backend).await?;
     Ok(Action::await_change())
 }

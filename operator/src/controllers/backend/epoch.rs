@@ -14,6 +14,14 @@ use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 /// Beyond the longest hold: a request that is on its way, and clocks that run unlike.
 const MARGIN: Duration = Duration::from_secs(1);
 
+/// When a quarantine that begins now is over. In whole seconds, as it is written down, and rounded up:
+/// the margin is not to be cut short by that.
+fn over(now: Timestamp, longest_ttl: Duration) -> Time {
+    let exactly = now + longest_ttl + MARGIN;
+    let seconds = exactly.as_second() + i64::from(exactly.subsec_nanosecond() > 0);
+    Time(Timestamp::from_second(seconds).unwrap_or(exactly))
+}
+
 /// What is known of the store.
 pub struct Facts<'a> {
     /// The run of the primary.
@@ -28,6 +36,8 @@ pub struct Facts<'a> {
     pub longest_ttl: Duration,
     /// The operator's time. Only the operator's: it is compared with what an operator wrote.
     pub now: Timestamp,
+    /// What of it has really gone by: see [`super::raises::Raises`].
+    pub lived: Timestamp,
 }
 
 /// What is to be done.
@@ -46,29 +56,30 @@ pub fn next(epoch: Option<&EpochStatus>, facts: &Facts<'_>) -> Change {
     let Some(epoch) = epoch else {
         // Never used before under this name, as far as anybody knows: nothing to wait for.
         let is_new = facts.floor.is_none() && facts.marker.is_none() && facts.above.is_none();
-        let wait = if is_new { Duration::ZERO } else { facts.longest_ttl + MARGIN };
-        return Change::Raise(raised(0, wait, facts));
+        let not_before = if is_new { Time(facts.now) } else { over(facts.now, facts.longest_ttl) };
+        return Change::Raise(raised(0, not_before, facts));
     };
     let is_lost = epoch.open && facts.marker != Some(epoch.number);
     let is_overtaken = facts.marker.is_some_and(|marker| marker > epoch.number);
     let is_doubted = facts.above.is_some_and(|above| above >= epoch.number);
     if epoch.replid != facts.replid || is_lost || is_overtaken || is_doubted {
-        return Change::Raise(raised(epoch.number, facts.longest_ttl + MARGIN, facts));
+        let not_before = over(facts.now, facts.longest_ttl);
+        return Change::Raise(raised(epoch.number, not_before, facts));
     }
-    if !epoch.open && facts.now >= epoch.not_before.0 {
+    if !epoch.open && facts.lived >= epoch.not_before.0 {
         return Change::Open(EpochStatus { open: true, ..epoch.clone() });
     }
     Change::None
 }
 
 /// The first number above all that is known.
-fn raised(number: u64, wait: Duration, facts: &Facts<'_>) -> EpochStatus {
+fn raised(number: u64, not_before: Time, facts: &Facts<'_>) -> EpochStatus {
     let known = [Some(number), facts.marker, facts.above, facts.floor];
     let highest = known.into_iter().flatten().max().unwrap_or(0);
     EpochStatus {
         number: highest + 1,
         replid: facts.replid.to_owned(),
-        not_before: Time(facts.now + wait),
+        not_before,
         open: false,
         runs: Vec::new(),
     }
@@ -86,6 +97,7 @@ mod tests {
             floor: None,
             longest_ttl: Duration::from_secs(15),
             now: Timestamp::from_second(second).unwrap(),
+            lived: Timestamp::from_second(second).unwrap(),
         }
     }
 
@@ -109,6 +121,24 @@ mod tests {
         assert_eq!(restarted.not_before.0, Timestamp::from_second(216).unwrap());
         assert_eq!(next(Some(&restarted), &mk_facts("b", Some(1), 215)), Change::None);
         assert!(step(Some(&restarted), &mk_facts("b", Some(1), 216)).open);
+    }
+
+    #[test]
+    fn a_quarantine_is_never_cut_short_by_writing_it_down_or_by_a_step_of_the_clock() {
+        let open = EpochStatus {
+            number: 1,
+            replid: "a".into(),
+            not_before: Time(Timestamp::UNIX_EPOCH),
+            open: true,
+            runs: Vec::new(),
+        };
+        let late = Timestamp::from_millisecond(200_001).unwrap();
+        let raised =
+            step(Some(&open), &Facts { now: late, lived: late, ..mk_facts("b", Some(1), 0) });
+        // Sixteen seconds from then on are not over when the second is that they end in.
+        assert_eq!(raised.not_before.0, Timestamp::from_second(217).unwrap());
+        let stepped = Facts { lived: late, ..mk_facts("b", Some(1), 10_000) };
+        assert_eq!(next(Some(&raised), &stepped), Change::None);
     }
 
     #[test]

@@ -24,13 +24,15 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     let mut current = backend.status.as_ref().and_then(|status| status.epoch.clone());
     let unfit = unfit(&probe);
     if unfit.is_none() {
+        let now = Timestamp::now();
         let facts = Facts {
             replid: &probe.replid,
             marker,
             above: ctx.doubts.of(&name).into_values().max(),
             floor: ctx.floors.get(&epoch_key(&name)),
             longest_ttl: longest,
-            now: Timestamp::now(),
+            now,
+            lived: ctx.raises.lived(&name, now),
         };
         match epoch::next(current.as_ref(), &facts) {
             Change::None => {}

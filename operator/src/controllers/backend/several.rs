@@ -78,6 +78,7 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     let unfit = unfit(backend.spec.redis.mode, &members, &probes);
     let mut current = before.clone();
     if unfit.is_none() {
+        let now = Timestamp::now();
         let facts = Facts {
             seen: &seen,
             members: &members.primaries.iter().map(|member| member.name.clone()).collect(),
@@ -85,7 +86,8 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
             above: &ctx.doubts.of(&name),
             floor: ctx.floors.get(&epoch_key(&name)),
             longest_ttl: longest,
-            now: Timestamp::now(),
+            now,
+            lived: ctx.raises.lived(&name, now),
         };
         let mut next = runs::next(before.as_ref(), &facts);
         mark(&members, &seen, before.as_ref(), &mut next).await;

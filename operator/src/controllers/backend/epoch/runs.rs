@@ -15,7 +15,7 @@ use std::{
 use holdfast_api::v1alpha1::backend::{EpochStatus, RunStatus};
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::MARGIN;
+use super::over;
 
 /// The operator's own marker on a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,8 @@ pub struct Facts<'a> {
     pub longest_ttl: Duration,
     /// The operator's time. Only the operator's: it is compared with what an operator wrote.
     pub now: Timestamp,
+    /// What of it has really gone by: see [`super::super::raises::Raises`].
+    pub lived: Timestamp,
 }
 
 /// What the epoch is from now on. A run that is open in it must have its markers, of its number and
@@ -70,7 +72,7 @@ pub fn next(epoch: Option<&EpochStatus>, facts: &Facts<'_>) -> EpochStatus {
         && facts.floor.is_none()
         && facts.above.is_empty()
         && facts.seen.iter().all(|seen| seen.marker == Marker::Missing);
-    let after_all = Time(facts.now + facts.longest_ttl + MARGIN);
+    let after_all = over(facts.now, facts.longest_ttl);
     let lost_sight = known.iter().any(|run| {
         let is_gone = !facts.members.contains(&run.server) && !facts.emptied.contains(&run.server);
         is_gone && !facts.seen.iter().any(|seen| seen.took_over.as_deref() == Some(&run.replid))
@@ -98,7 +100,7 @@ pub fn next(epoch: Option<&EpochStatus>, facts: &Facts<'_>) -> EpochStatus {
                 raise = true;
                 (after_all.clone(), false)
             }
-            Some(run) => (run.not_before.clone(), run.open || facts.now >= run.not_before.0),
+            Some(run) => (run.not_before.clone(), run.open || facts.lived >= run.not_before.0),
             None => {
                 let predecessor = known.iter().find(|run| {
                     Some(&run.replid) == seen.took_over.as_ref() || run.replid == seen.replid

@@ -32,6 +32,7 @@ impl World {
             floor: self.floor,
             longest_ttl: Duration::from_secs(15),
             now: Timestamp::from_second(self.second).unwrap(),
+            lived: Timestamp::from_second(self.second).unwrap(),
         };
         next(epoch, &facts)
     }
