@@ -8,7 +8,7 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpListener, task::LocalSet};
 
-use crate::script::{self, Cycle};
+use crate::script::{self, By, Cycle};
 
 /// As long as a grant.
 const ANSWER: &str = r#"{"holdId":"0573fac4f78a4fbbb5355372f759983f","key":"default","fence":"1795454667405813","ttlMs":15000,"holdForMs":13499,"deadlineBoottimeNs":"13321739037408","guarantee":"BestEffort"}"#;
@@ -34,8 +34,17 @@ pub async fn constant(port: u16) -> anyhow::Result<()> {
     }
 }
 
+/// What F1 runs.
+#[derive(Clone, Copy)]
+pub enum Runs {
+    /// Acquires and releases by turns.
+    Cycles(By),
+    /// The check of a rate limit.
+    Checks,
+}
+
 /// F1: one script per request, over one shared connection.
-pub async fn scripted(port: u16, redis: &str, check: bool) -> anyhow::Result<()> {
+pub async fn scripted(port: u16, redis: &str, runs: Runs) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     let epoch = script::open(redis).await?;
     let connection = script::connect(redis).await?;
@@ -46,13 +55,17 @@ pub async fn scripted(port: u16, redis: &str, check: bool) -> anyhow::Result<()>
                 let (stream, _) = listener.accept().await?;
                 stream.set_nodelay(true)?;
                 let key = keys.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let cycle = Rc::new(RefCell::new(Cycle::new(key, epoch.clone())?));
+                let by = match runs {
+                    Runs::Cycles(by) => by,
+                    Runs::Checks => By::Function,
+                };
+                let cycle = Rc::new(RefCell::new(Cycle::new(key, epoch.clone(), by)?));
                 let connection = connection.clone();
                 tokio::task::spawn_local(async move {
                     let service = service_fn(move |_: Request<Incoming>| {
-                        let command = match check {
-                            true => script::check(key),
-                            false => cycle.borrow_mut().next(),
+                        let command = match runs {
+                            Runs::Cycles(_) => cycle.borrow_mut().next(),
+                            Runs::Checks => script::check(key),
                         };
                         let mut connection = connection.clone();
                         async move {

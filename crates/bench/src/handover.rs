@@ -16,7 +16,7 @@ use crate::{
     Bench,
     figures::{Figure, Target, median, per_mille},
     load::Connection,
-    process::{ANY, FIRST, SECOND, Server},
+    process::{ANY, FIRST, SECOND, Server, run_on},
     script,
     throughput::{classes, sidecar},
 };
@@ -143,33 +143,75 @@ async fn bare(redis: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
     took
 }
 
-/// Hand-over on Redis beside the bare one.
-pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+/// What a hand-over takes, beside a bare one of the same round.
+#[derive(Default)]
+struct Beside {
+    halves: Vec<f64>,
+    tails: Vec<f64>,
+    floors: Vec<f64>,
+    ours: Vec<f64>,
+    theirs: Vec<f64>,
+}
+
+/// Hand-overs of servers on these cores.
+async fn beside(bench: &Bench, cores: &str) -> anyhow::Result<Beside> {
     let (rounds, each) = if bench.quick { (2, 100) } else { (7, 300) };
-    // A latency and not a rate: nothing is pinned, or one side would pay for waking a core and the
-    // other not.
-    let (classes, redis) = (classes()?, Server::redis(ANY).await?);
+    let (classes, redis) = (classes()?, Server::redis(cores).await?);
     let address = format!("127.0.0.1:{}", redis.port);
-    let sidecar = sidecar(bench, ANY, &classes, Some(&address)).await?;
-    let words = |port: u16| vec!["f1".to_owned(), port.to_string(), address.clone()];
-    let f1 = Server::start(ANY, &std::env::current_exe()?, words).await?;
-    let (mut halves, mut tails, mut ours, mut theirs) = (vec![], vec![], vec![], vec![]);
-    let mut floors = vec![];
+    let sidecar = sidecar(bench, cores, &classes, Some(&address)).await?;
+    let words =
+        |port: u16| ["f1", &port.to_string(), &address, "--function"].map(str::to_owned).into();
+    let f1 = Server::start(cores, &std::env::current_exe()?, words).await?;
+    let mut seen = Beside::default();
     for _ in 0..rounds {
         let mut bare = bare(&address, each).await?;
         let mut through = through(sidecar.port, each).await?;
-        floors.push(per_mille(&mut alone(f1.port, each).await?, 500) / per_mille(&mut bare, 500));
-        halves.push(per_mille(&mut through, 500) / per_mille(&mut bare, 500));
-        tails.push(per_mille(&mut through, 990) / per_mille(&mut bare, 990));
-        ours.push(per_mille(&mut through, 500) * 1e6);
-        theirs.push(per_mille(&mut bare, 500) * 1e6);
+        let bare_half = per_mille(&mut bare, 500);
+        seen.floors.push(per_mille(&mut alone(f1.port, each).await?, 500) / bare_half);
+        seen.halves.push(per_mille(&mut through, 500) / bare_half);
+        seen.tails.push(per_mille(&mut through, 990) / per_mille(&mut bare, 990));
+        seen.ours.push(per_mille(&mut through, 500) * 1e6);
+        seen.theirs.push(bare_half * 1e6);
     }
-    let note = format!("{:.0} of {:.0} µs", median(ours), median(theirs));
+    Ok(seen)
+}
+
+/// Hand-over on Redis beside the bare one: where the scheduler puts all of it, and on one core, where
+/// nobody has to wake another core and what is left is the work.
+pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let placed = beside(bench, ANY).await?;
+    run_on(FIRST)?;
+    let one_core = beside(bench, FIRST).await;
+    run_on(ANY)?;
+    let one_core = one_core?;
+    let note = |of: &Beside| {
+        format!("{:.0} of {:.0} µs", median(of.ours.clone()), median(of.theirs.clone()))
+    };
+    let (wide, narrow) = (note(&placed), note(&one_core));
+    let target = Target::AtMost(1.5);
     Ok(vec![
-        Figure::new("hand-over p50 ÷ BLPOP's", median(halves), "", Target::AtMost(1.5)).note(note),
-        Figure::new("hand-over p99 ÷ BLPOP's", median(tails), "", Target::AtMost(2.0)),
-        Figure::new("one call over F1 after the same rest ÷ it", median(floors), "", Target::None)
-            .note("what one script and one HTTP request cost by themselves"),
+        Figure::new("hand-over p50 ÷ BLPOP's", median(placed.halves), "", target).note(wide),
+        Figure::new("hand-over p99 ÷ BLPOP's", median(placed.tails), "", Target::AtMost(2.0)),
+        Figure::new(
+            "one call over F1 after the same rest ÷ it",
+            median(placed.floors),
+            "",
+            Target::None,
+        )
+        .note("what one Function and one HTTP request cost by themselves"),
+        Figure::new(
+            "hand-over p50 ÷ BLPOP's, all on one core",
+            median(one_core.halves),
+            "",
+            target,
+        )
+        .note(narrow),
+        Figure::new(
+            "one call over F1 ÷ it, all on one core",
+            median(one_core.floors),
+            "",
+            Target::None,
+        ),
     ])
 }
 

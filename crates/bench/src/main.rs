@@ -29,6 +29,8 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use figures::Figure;
+use floors::Runs;
+use script::By;
 
 /// Measures Holdfast against its floors.
 #[derive(Debug, Parser)]
@@ -79,9 +81,12 @@ enum Floor {
     F1 {
         port: u16,
         redis: String,
-        /// The script of a rate limit's check instead of the lock's.
+        /// The Function of a rate limit's check instead of the lock's script.
         #[arg(long)]
         check: bool,
+        /// The lock's Function instead of its script.
+        #[arg(long)]
+        function: bool,
     },
     /// Serves a constant over gRPC. For the bench itself.
     #[command(hide = true)]
@@ -99,8 +104,13 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     match args.floor {
         Some(Floor::F0 { port }) => return floors::constant(port).await,
-        Some(Floor::F1 { port, redis, check }) => {
-            return floors::scripted(port, &redis, check).await;
+        Some(Floor::F1 { port, redis, check, function }) => {
+            let runs = match (check, function) {
+                (true, _) => Runs::Checks,
+                (false, true) => Runs::Cycles(By::Function),
+                (false, false) => Runs::Cycles(By::Script),
+            };
+            return floors::scripted(port, &redis, runs).await;
         }
         Some(Floor::F0Grpc { port }) => return rls::constant(port).await,
         None => {}

@@ -20,6 +20,15 @@ pub const SECOND: &str = "1";
 /// Both: the scheduler decides.
 pub const ANY: &str = "0,1";
 
+/// Puts all threads of this process on some cores.
+pub fn run_on(cores: &str) -> anyhow::Result<()> {
+    let own = std::process::id().to_string();
+    let done = Command::new("taskset").args(["-a", "-c", "-p", cores, &own]).output();
+    let done = done.context("taskset cannot be run")?;
+    anyhow::ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Ok(())
+}
+
 /// A running server.
 pub struct Server {
     child: Child,

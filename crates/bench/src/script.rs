@@ -1,4 +1,4 @@
-//! The lock's own Redis function with nothing around it: the work that no server can avoid.
+//! The lock's own Redis script with nothing around it: the work that no server can avoid.
 
 use holdfast_backend::redis::{
     KnownEpoch, RedisAdmin, RedisConfig, keys,
@@ -14,11 +14,39 @@ pub const NAMESPACE: &str = "bench";
 const POLICY: &str = "1:0:0:1000:5000:1:0";
 const TTL: &str = "15000";
 
-/// Makes a namespace's epoch known to the store and to us.
+/// How a server is asked to run it.
+#[derive(Clone, Copy, PartialEq)]
+pub enum By {
+    /// EVALSHA: as anybody would, and on every server.
+    Script,
+    /// FCALL: as Holdfast does where it can. A Function is compiled once and remembers.
+    Function,
+}
+
+impl By {
+    fn command(self, transition: Transition) -> Cmd {
+        let scripts = Scripts::shared();
+        let (command, name) = match self {
+            By::Script => ("EVALSHA", scripts.script(transition).sha1.as_str()),
+            By::Function => ("FCALL", scripts.function(transition)),
+        };
+        let mut command = redis::cmd(command);
+        command.arg(name);
+        command
+    }
+}
+
+/// Makes a namespace's epoch known to the store and to us, and the store know what it is to run.
 pub async fn open(address: &str) -> anyhow::Result<KnownEpoch> {
     let admin = RedisAdmin::connect(&RedisConfig::new(address).map_err(anyhow::Error::msg)?)?;
     admin.load_library().await?;
     admin.open_epoch(NAMESPACE, 1).await?;
+    let mut connection = connect(address).await?;
+    for transition in [Transition::LockAcquire, Transition::LockRelease] {
+        let mut load = redis::cmd("SCRIPT");
+        load.arg("LOAD").arg(&Scripts::shared().script(transition).code);
+        load.query_async::<String>(&mut connection).await?;
+    }
     Ok(KnownEpoch::of_one(1, admin.probe().await?.replid, true))
 }
 
@@ -34,12 +62,13 @@ pub struct Cycle {
     hold: HoldId,
     session: SessionId,
     epoch: KnownEpoch,
+    by: By,
     held: bool,
 }
 
 impl Cycle {
     /// On a key of its own.
-    pub fn new(key: usize, epoch: KnownEpoch) -> anyhow::Result<Self> {
+    pub fn new(key: usize, epoch: KnownEpoch, by: By) -> anyhow::Result<Self> {
         let at = Address {
             kind: Kind::Lock,
             namespace: NAMESPACE.into(),
@@ -47,7 +76,7 @@ impl Cycle {
             key: Key::new(format!("k{key}"))?,
         };
         let session = SessionId::random();
-        Ok(Cycle { at, hold: HoldId::random(), session, epoch, held: false })
+        Ok(Cycle { at, hold: HoldId::random(), session, epoch, by, held: false })
     }
 
     /// The next call.
@@ -59,9 +88,10 @@ impl Cycle {
             self.hold = HoldId::random();
             keys.push(names.tomb(&self.hold));
         }
-        let mut command = redis::cmd("FCALL");
-        command.arg(Scripts::shared().function(transition)).arg(keys.len()).arg(&keys);
+        let mut command = self.by.command(transition);
         command
+            .arg(keys.len())
+            .arg(&keys)
             .arg(keys::marker(NAMESPACE))
             .arg(self.epoch.number)
             .arg(&self.epoch.replid)
@@ -77,8 +107,8 @@ impl Cycle {
 
 /// A check of a rate limit that never refuses, on a key of its own.
 pub fn check(key: usize) -> Cmd {
-    let mut command = redis::cmd("FCALL");
-    command.arg(Scripts::shared().function(Transition::RatelimitCheck)).arg(1);
+    let mut command = By::Function.command(Transition::RatelimitCheck);
+    command.arg(1);
     command.arg(format!("hf:{NAMESPACE}:{{ratelimit/floor/k{key}}}:r"));
     // 100,000,000 a minute: three microseconds give back five.
     command.arg("1;t,3,5,100000000").arg("1").arg("e").arg("0").arg("0");

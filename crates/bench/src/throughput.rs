@@ -13,7 +13,7 @@ use crate::{
     handover::calls,
     load::Connection,
     process::{FIRST, SECOND, Server},
-    script::{self, Cycle},
+    script::{self, By, Cycle},
 };
 
 const CONNECTIONS: usize = 32;
@@ -65,7 +65,7 @@ async fn direct(redis: &str, lasts: Duration) -> anyhow::Result<f64> {
     let mut tasks = JoinSet::new();
     let begun = Instant::now();
     for key in 0..CONNECTIONS {
-        let mut cycle = Cycle::new(1_000 + key, epoch.clone())?;
+        let mut cycle = Cycle::new(1_000 + key, epoch.clone(), By::Script)?;
         let mut connection = connection.clone();
         tasks.spawn(async move {
             let mut calls = 0u64;
@@ -137,6 +137,10 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let f0 = Server::start(FIRST, &own, |port| words("f0", port)).await?;
     let f1 = Server::start(FIRST, &own, |port| [words("f1", port), vec![address.clone()]].concat())
         .await?;
+    let function = Server::start(FIRST, &own, |port| {
+        [words("f1", port), vec![address.clone(), "--function".into()]].concat()
+    })
+    .await?;
     let memory = sidecar(bench, FIRST, &classes, None).await?;
     let on_redis = sidecar(bench, FIRST, &classes, Some(&address)).await?;
     let servers = [
@@ -144,9 +148,10 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         (&memory, Kind::Sidecar),
         (&f1, Kind::Floor),
         (&on_redis, Kind::Sidecar),
+        (&function, Kind::Floor),
     ];
-    let mut rates: [Vec<f64>; 5] = Default::default();
-    let mut costs: [Vec<f64>; 4] = Default::default();
+    let mut rates: [Vec<f64>; 6] = Default::default();
+    let mut costs: [Vec<f64>; 5] = Default::default();
     let mut wire = Vec::new();
     for round in 0..=rounds {
         for (index, (server, kind)) in servers.iter().enumerate() {
@@ -165,7 +170,7 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         }
         let rate = direct(&address, lasts / 3).await?;
         if round > 0 {
-            rates[4].push(rate);
+            rates[5].push(rate);
         }
     }
     let ratio = |a: &[f64], b: &[f64]| median(a.iter().zip(b).map(|(a, b)| a / b).collect());
@@ -193,10 +198,24 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         .note(from(1, "F0", 0)),
         Figure::new("Redis: CPU ÷ F1's", ratio(&costs[3], &costs[2]), "", Target::AtMost(1.25))
             .note(costs_of(3, 2)),
+        Figure::new(
+            "Redis: cycles ÷ half of F1 by FCALL",
+            ratio(&rates[3], &rates[4]),
+            "",
+            Target::None,
+        )
+        .note(from(3, "F1 that calls the Function", 4)),
+        Figure::new(
+            "Redis: CPU ÷ that of F1 by FCALL",
+            ratio(&costs[3], &costs[4]),
+            "",
+            Target::None,
+        )
+        .note(costs_of(3, 4)),
         Figure::new("memory: CPU ÷ F0's", ratio(&costs[1], &costs[0]), "", Target::AtMost(1.25))
             .note(costs_of(1, 0)),
         Figure::new("Redis: calls a request", median(wire), "", Target::AtMost(1.05)),
-        Figure::new("F1 ÷ F2", ratio(&rates[2], &rates[4]), "", Target::None)
-            .note(format!("F2: {:.0} calls/s with no HTTP", rate(4))),
+        Figure::new("F1 ÷ F2", ratio(&rates[2], &rates[5]), "", Target::None)
+            .note(format!("F2: {:.0} calls/s with no HTTP", rate(5))),
     ])
 }
