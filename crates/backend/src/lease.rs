@@ -15,11 +15,13 @@
 //! remembered.
 //!
 //! **Cost.** A renewal is one write. A waiter costs nothing while nothing changes: all waiters of a
-//! process share one watch per Lease of the key. A process in which nobody waits makes no request.
+//! process share one watch per Lease of the key, or, where that is allowed, one of all Leases of the
+//! namespace ([`feed`]). A process in which nobody waits makes no request.
 //!
 //! **Time.** No time in a record is ever compared with a clock. See [`holdfast_core::lock::record`].
 
 mod client;
+mod feed;
 mod grant;
 mod hold;
 mod line;

@@ -8,18 +8,18 @@
 //! Writes are merge-patches that carry `uid` and `resourceVersion`. A PUT would re-create a deleted
 //! Lease; there is no PUT, POST or DELETE in this module.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, TryStreamExt, stream::BoxStream};
 use holdfast_core::BackendError;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, ResourceExt,
     api::{Patch, PatchParams, WatchEvent, WatchParams},
 };
 use serde_json::Value;
 
-use super::names;
+use super::{feed::Feeds, names};
 
 /// For how long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -34,6 +34,7 @@ pub struct LeaseClient {
     calls: Client,
     /// Apart, because a time limit on reads would end a watch on which nothing happens.
     watches: Client,
+    feeds: Arc<Feeds>,
 }
 
 /// Why a call brought nothing.
@@ -52,6 +53,7 @@ pub(super) enum Fault {
 }
 
 /// What a watch tells.
+#[derive(Clone)]
 pub(super) enum Seen {
     /// The Lease as it is now.
     Lease(Box<Lease>),
@@ -76,7 +78,14 @@ impl LeaseClient {
         config.read_timeout = Some(CALL);
         // A connection that was idle for long must not time out on its next answer.
         config.reset_reader_on_write = true;
-        Ok(LeaseClient { calls: connect(config)?, watches })
+        Ok(LeaseClient { calls: connect(config)?, watches, feeds: Arc::default() })
+    }
+
+    /// Whether one watch of all Leases of a namespace is to serve all who follow one of them here,
+    /// instead of a watch by name for each. It takes the right to watch Leases without naming them;
+    /// where the API server refuses it, it is one by name all the same. Those that are open stay.
+    pub fn share_watches(&self, share: bool) {
+        self.feeds.share(share);
     }
 
     /// Reads the newest state: a quorum read, since no resourceVersion is given.
@@ -115,23 +124,44 @@ impl LeaseClient {
         }
     }
 
-    /// Watches one Lease by name from a resourceVersion on. A Role with `resourceNames` suffices.
+    /// Follows one Lease from a resourceVersion on.
     pub(super) async fn watch(
         &self,
         namespace: &str,
         name: &str,
         from: &str,
     ) -> Result<BoxStream<'static, Result<Seen, Fault>>, Fault> {
+        if self.feeds.are_open_to_all() {
+            return self.feeds.follow(self, namespace, name, from).await;
+        }
+        let params = WatchParams::default().fields(&format!("metadata.name={name}"));
+        // A Role with `resourceNames` suffices.
+        let events = self.open(namespace, params, from).await?;
+        Ok(Box::pin(events.map_ok(|(_, seen)| seen)))
+    }
+
+    /// Watches all Leases of Holdfast in a namespace, each with its name, from a resourceVersion on.
+    pub(super) async fn watch_all(
+        &self,
+        namespace: &str,
+        from: &str,
+    ) -> Result<BoxStream<'static, Result<(String, Seen), Fault>>, Fault> {
+        let ours = WatchParams::default().labels(&format!("{}=true", names::LABEL_MANAGED));
+        Ok(Box::pin(self.open(namespace, ours, from).await?))
+    }
+
+    async fn open(
+        &self,
+        namespace: &str,
+        params: WatchParams,
+        from: &str,
+    ) -> Result<impl Stream<Item = Result<(String, Seen), Fault>> + Send + use<>, Fault> {
         let api: Api<Lease> = Api::namespaced(self.watches.clone(), namespace);
-        let params = WatchParams {
-            bookmarks: true,
-            ..WatchParams::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS)
-        };
-        let stream = match tokio::time::timeout(CALL, api.watch(&params, from)).await {
-            Ok(stream) => stream.map_err(sort)?,
-            Err(_) => return Err(Fault::Unavailable(format!("no watch within {CALL:?}"))),
-        };
-        Ok(Box::pin(sightings(stream)))
+        let params = WatchParams { bookmarks: true, ..params.timeout(WATCH_SECONDS) };
+        match tokio::time::timeout(CALL, api.watch(&params, from)).await {
+            Ok(stream) => Ok(sightings(stream.map_err(sort)?)),
+            Err(_) => Err(Fault::Unavailable(format!("no watch within {CALL:?}"))),
+        }
     }
 }
 
@@ -140,13 +170,18 @@ fn connect(config: Config) -> Result<Client, BackendError> {
         .map_err(|error| BackendError::Internal(format!("cannot build an API client: {error}")))
 }
 
+/// What each event tells, and of which Lease; of none by a bookmark.
 fn sightings(
     events: impl Stream<Item = kube::Result<WatchEvent<Lease>>>,
-) -> impl Stream<Item = Result<Seen, Fault>> {
+) -> impl Stream<Item = Result<(String, Seen), Fault>> {
     events.map_err(sort).and_then(async |event| match event {
-        WatchEvent::Added(lease) | WatchEvent::Modified(lease) => Ok(Seen::Lease(Box::new(lease))),
-        WatchEvent::Deleted(_) => Ok(Seen::Deleted),
-        WatchEvent::Bookmark(mark) => Ok(Seen::Bookmark(mark.metadata.resource_version)),
+        WatchEvent::Added(lease) | WatchEvent::Modified(lease) => {
+            Ok((lease.name_any(), Seen::Lease(Box::new(lease))))
+        }
+        WatchEvent::Deleted(lease) => Ok((lease.name_any(), Seen::Deleted)),
+        WatchEvent::Bookmark(mark) => {
+            Ok((String::new(), Seen::Bookmark(mark.metadata.resource_version)))
+        }
         WatchEvent::Error(status) => Err(sort(kube::Error::Api(status))),
     })
 }

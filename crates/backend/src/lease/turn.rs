@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     client::{Fault, Seen},
+    feed::SILENCE,
     grant::{Inner, Taken, call_budget},
     line::Asking,
     local::Waiter,
@@ -32,8 +33,6 @@ use super::{
 };
 use crate::hub::lock;
 
-/// The API server ends a watch, or says that nothing happened, more often than this.
-const SILENCE: Duration = Duration::from_secs(255);
 /// The longest pause between two tries while the API server does not answer.
 const RETRY_CAP: Duration = Duration::from_secs(2);
 /// After how long a Lease that is missing is looked for, although its watch would tell: what found

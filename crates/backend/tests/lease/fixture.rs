@@ -20,6 +20,7 @@ use holdfast_core::{
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, api::PostParams};
+use serde_json::json;
 
 use crate::apiserver::ApiServer;
 
@@ -59,6 +60,17 @@ impl Sidecar {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let client = LeaseClient::new(&server.config(user, port).await).unwrap();
+        Self::of(client, name, clock)
+    }
+
+    /// A pod that follows all Leases by one watch.
+    pub async fn sharing(server: &ApiServer, name: &str, user: &str, port: u16) -> Self {
+        let client = LeaseClient::new(&server.config(user, port).await).unwrap();
+        client.share_watches(true);
+        Self::of(client, name, Arc::new(SystemClock))
+    }
+
+    fn of(client: LeaseClient, name: &str, clock: Arc<dyn Clock>) -> Self {
         let (hub, session) = (Hub::new(), SessionId::random());
         let locks = LeaseLocks::new(client, hub.clone(), clock.clone());
         let client = LockClient::new(locks.clone(), hub.clone(), clock, session.clone());
@@ -134,6 +146,24 @@ pub async fn leases(server: &ApiServer) -> Api<Lease> {
 pub async fn provision(server: &ApiServer, at: &Address) {
     let lease = names::unheld(&at.namespace, at.kind, &at.class, &at.key);
     leases(server).await.create(&PostParams::default(), &lease).await.unwrap();
+}
+
+/// Allows the user `sidecar` what the operator's Roles do: to get, watch and patch these Leases.
+pub fn allow(server: &ApiServer, role: &str, leases: &[String]) {
+    let metadata = json!({ "name": role, "namespace": "default" });
+    let rules = json!([{ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
+                         "resourceNames": leases, "verbs": ["get", "watch", "patch"] }]);
+    let group = "rbac.authorization.k8s.io";
+    let version = format!("{group}/v1");
+    let both = json!({
+        "apiVersion": "v1", "kind": "List", "items": [
+            { "apiVersion": version, "kind": "Role", "metadata": metadata, "rules": rules },
+            { "apiVersion": version, "kind": "RoleBinding", "metadata": metadata,
+              "roleRef": { "apiGroup": group, "kind": "Role", "name": role },
+              "subjects": [{ "apiGroup": group, "kind": "User", "name": "sidecar" }] },
+        ]
+    });
+    server.kubectl(&["apply", "-f", "-"], &both.to_string()).unwrap();
 }
 
 /// An address that nothing else uses, with its Lease.

@@ -5,6 +5,7 @@
 #[path = "../support/apiserver.rs"]
 mod apiserver;
 mod contention;
+mod feed;
 mod fences;
 mod fixture;
 mod policy;

@@ -12,7 +12,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::fixture::{Sidecar, fresh, lease_of, leases, mk_config, plane};
+use crate::fixture::{Sidecar, allow, fresh, lease_of, leases, mk_config, plane};
 
 const TTL: Duration = Duration::from_secs(15);
 
@@ -105,21 +105,7 @@ async fn a_deleted_lease_cannot_be_brought_back_as_held() {
 async fn get_watch_and_patch_by_name_are_all_a_sidecar_needs() {
     let server = plane();
     let (at, foreign, config) = (fresh(server).await, fresh(server).await, mk_config(TTL));
-    let role = json!({
-        "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-              "metadata": { "name": "sidecar", "namespace": "default" },
-              "rules": [{ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-                          "resourceNames": [lease_of(&at)], "verbs": ["get", "watch", "patch"] }] },
-            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-              "metadata": { "name": "sidecar", "namespace": "default" },
-              "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role",
-                           "name": "sidecar" },
-              "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User",
-                             "name": "sidecar" }] },
-        ]
-    });
-    server.kubectl(&["apply", "-f", "-"], &role.to_string()).unwrap();
+    allow(server, "sidecar", &[lease_of(&at)]);
     let clock = Arc::new(SystemClock);
     let a = Sidecar::with(server, "a", "sidecar", server.port(), clock.clone()).await;
     let b = Sidecar::with(server, "b", "sidecar", server.port(), clock).await;

@@ -13,6 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::Notify,
 };
 
 #[derive(Default)]
@@ -25,6 +26,8 @@ pub struct Faults {
     pub lose_reply: AtomicU64,
     /// Non-zero: nothing passes in either direction.
     pub blackhole: AtomicU64,
+    /// Ends every connection that there is.
+    pub cut: Notify,
     /// How many faults have fired.
     pub fired: AtomicU64,
     /// How many held requests have been delivered.
@@ -94,7 +97,16 @@ async fn serve(client: TcpStream, port: u16, faults: Arc<Faults>) {
         }
     });
     let mut buffer = vec![0; 65_536];
-    while let Ok(n @ 1..) = from_client.read(&mut buffer).await {
+    let cut = faults.cut.notified();
+    tokio::pin!(cut);
+    loop {
+        let n = tokio::select! {
+            read = from_client.read(&mut buffer) => match read {
+                Ok(n @ 1..) => n,
+                _ => break,
+            },
+            () = &mut cut => break,
+        };
         if faults.blackhole.load(SeqCst) > 0 {
             faults.fired.fetch_add(1, SeqCst);
             continue;
