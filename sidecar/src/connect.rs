@@ -161,6 +161,9 @@ impl Backends {
 
 impl Connect for Backends {
     fn locks(&self, name: &str, backend: &BundleBackend) -> Result<Arc<LockClient>, String> {
+        if let (Substrate::Lease, Some(leases)) = (backend.substrate, &self.leases) {
+            leases.share_watches(backend.share_watch);
+        }
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         match made.get(name) {
             Some(there) if there.substrate == backend.substrate && there.redis == backend.redis => {

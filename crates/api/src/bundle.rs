@@ -127,6 +127,9 @@ pub struct BundleBackend {
     /// The incarnation of its data, when it can lose some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
+    /// Whether sidecars may watch all Leases of the namespace, when that is what it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub share_watch: bool,
 }
 
 /// How to reach a Redis.
@@ -214,6 +217,11 @@ pub fn permits(rules: &[AccessRule], account: &str, verb: Verb, key: &Key) -> bo
 }
 
 impl BundleBackend {
+    /// One that needs no address.
+    pub const fn of(substrate: Substrate) -> Self {
+        BundleBackend { substrate, redis: None, epoch: None, share_watch: false }
+    }
+
     /// What a class of a kind promises on it.
     ///
     /// # Errors

@@ -156,11 +156,7 @@ pub fn compile(
     environment: &Environment,
 ) -> (Bundle, Vec<Problem>) {
     let mut known = environment.backends.clone();
-    known.entry(LEASE_BACKEND.into()).or_insert(BundleBackend {
-        substrate: Substrate::Lease,
-        redis: None,
-        epoch: None,
-    });
+    known.entry(LEASE_BACKEND.into()).or_insert(BundleBackend::of(Substrate::Lease));
     let (mut compiled, mut problems) = (Vec::new(), Vec::new());
     for class in classes {
         match compile_class(class, &known, environment) {

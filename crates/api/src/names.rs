@@ -15,6 +15,10 @@ pub const LABEL_CLASS: &str = "holdfast.dev/class";
 pub const LABEL_KIND: &str = "holdfast.dev/kind";
 /// On a pod template or a namespace: `"true"` asks for a sidecar, `"false"` on a pod declines.
 pub const LABEL_INJECT: &str = "holdfast.dev/inject";
+/// On a Namespace: how its sidecars watch Leases. Each by name, unless it is [`LEASE_WATCH_SHARED`].
+pub const LABEL_LEASE_WATCH: &str = "holdfast.dev/lease-watch";
+/// All Leases of the namespace by one watch, which its accounts are then allowed.
+pub const LEASE_WATCH_SHARED: &str = "shared";
 
 /// On a class: take this key's lock from whoever has it.
 pub const ANNOTATION_FORCE_RELEASE: &str = "holdfast.dev/force-release";

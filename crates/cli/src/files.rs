@@ -136,7 +136,7 @@ impl Declared {
 }
 
 fn on(substrate: Substrate) -> BundleBackend {
-    BundleBackend { substrate, redis: None, epoch: None }
+    BundleBackend::of(substrate)
 }
 
 fn show(paths: &[PathBuf]) -> String {

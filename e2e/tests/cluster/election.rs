@@ -85,7 +85,13 @@ fn leaders_come_and_go(namespace: &Namespace) {
 #[test]
 fn leaders_come_and_go_on_leases() {
     let namespace = Namespace::new("elect");
+    // Here by one watch of each sidecar for all Leases; those of locks are watched by name.
+    kubectl(&["label", "namespace", &namespace.name, "holdfast.dev/lease-watch=shared"]);
     elect(&namespace, "lease");
+    let account = format!("system:serviceaccount:{}:default", namespace.name);
+    let group = format!("system:serviceaccounts:{}", namespace.name);
+    let asked = ["auth", "can-i", "watch", "leases", "-n", &namespace.name, "--as", &account];
+    kubectl(&[&asked[..], &["--as-group", &group]].concat());
     leaders_come_and_go(&namespace);
 }
 

@@ -1,8 +1,9 @@
 //! Who may read the bundle and touch which Leases, as Roles: the API server enforces what `access`
-//! says, not only the sidecar. Every rule on Leases names them.
+//! says, not only the sidecar. Every rule on Leases names them, but for the one below.
 //!
 //! - Every account of the namespace: its bundle, and its pods (a sidecar watches its own).
-//! - Every account: the Leases of classes whose `access` is empty.
+//! - Every account: the Leases of classes whose `access` is empty. Where the namespace says that they
+//!   are watched all at once, every account may also watch those that it is not given, but take none.
 //! - An account that `access` names: the Leases of those classes, by its verbs.
 
 use std::{
@@ -71,11 +72,14 @@ pub fn plan(namespace: &str, bundle: &Bundle, there: &[String]) -> Vec<(Role, Ro
         name: format!("system:serviceaccounts:{namespace}"),
         namespace: None,
     };
-    let base = vec![
+    let mut base = vec![
         rule("", "configmaps", LOOK, [BUNDLE_CONFIG_MAP.to_owned()]),
         // A pod's name is not known before it runs.
         rule("", "pods", LOOK, []),
     ];
+    if bundle.backends.values().any(|backend| backend.share_watch) {
+        base.push(rule("coordination.k8s.io", "leases", &["watch"], []));
+    }
     let mut roles = vec![grant(namespace, EVERYBODY, base, group.clone())];
     if !open.take.is_empty() {
         roles.push(grant(namespace, OPEN, open.rules(), group));
@@ -200,6 +204,7 @@ fn find<'a, K: ResourceExt>(all: &'a [Arc<K>], name: &str) -> Option<&'a Arc<K>>
 #[cfg(test)]
 mod tests {
     use holdfast_api::{
+        bundle::LEASE_BACKEND,
         compile::{Class, Environment, compile},
         load::{Object, load},
     };
@@ -250,6 +255,26 @@ mod tests {
         let mut both = [lease("a/1"), lease("b/1")];
         both.sort();
         assert_eq!(leases(by_name("holdfast-leases:bob"), LOOK), both);
+    }
+
+    #[test]
+    fn a_namespace_that_shares_its_watch_may_watch_all_and_take_what_it_is_given() {
+        let lock =
+            "apiVersion: holdfast.dev/v1alpha1\nkind: Lock\nmetadata: {name: open}\nspec: {}\n";
+        let mut bundle = mk_bundle(lock);
+        let watched = |bundle: &Bundle| {
+            let planned = plan("shop", bundle, &[]);
+            let rules = planned.iter().flat_map(|(role, _)| role.rules.clone().unwrap());
+            rules
+                .filter(|rule| {
+                    rule.resources.as_ref().unwrap()[0] == "leases" && rule.resource_names.is_none()
+                })
+                .map(|rule| rule.verbs)
+                .collect::<Vec<_>>()
+        };
+        assert!(watched(&bundle).is_empty());
+        bundle.backends.get_mut(LEASE_BACKEND).unwrap().share_watch = true;
+        assert_eq!(watched(&bundle), [["watch"]]);
     }
 
     #[test]

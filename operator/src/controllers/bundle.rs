@@ -16,12 +16,13 @@ use holdfast_api::{
         RedisAck, RedisAddress,
     },
     compile::{Class, Environment, compile, floor_key},
-    names::{FINALIZER, LABEL_MANAGED},
+    names::{FINALIZER, LABEL_LEASE_WATCH, LABEL_MANAGED, LEASE_WATCH_SHARED},
     v1alpha1::{
         Backend,
         backend::{RedisMode, RunStatus},
     },
 };
+use holdfast_core::Substrate;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -69,11 +70,15 @@ pub fn environment(ctx: &Context, namespace: &str) -> Environment {
     let labels = ctx.caches.namespace(namespace).map(|namespace| namespace.labels().clone());
     let labels = labels.unwrap_or_default();
     let all = ctx.caches.backends.state();
-    let backends: BTreeMap<String, BundleBackend> = all
+    let mut backends: BTreeMap<String, BundleBackend> = all
         .iter()
         .filter(|backend| backend.metadata.deletion_timestamp.is_none() && admits(backend, &labels))
         .map(|backend| (backend.name_any(), describe(backend)))
         .collect();
+    if labels.get(LABEL_LEASE_WATCH).is_some_and(|value| value == LEASE_WATCH_SHARED) {
+        let lease = BundleBackend { share_watch: true, ..BundleBackend::of(Substrate::Lease) };
+        backends.insert(LEASE_BACKEND.to_owned(), lease);
+    }
     let fence_floors = fence_floors(ctx, namespace);
     Environment { backends, all_on: None, fence_floors }
 }
@@ -120,6 +125,7 @@ fn describe(backend: &Backend) -> BundleBackend {
             open: epoch.open,
             runs: epoch.runs.into_iter().map(describe_run).collect(),
         }),
+        share_watch: false,
     }
 }
 

@@ -64,6 +64,39 @@ async fn a_class_becomes_leases_roles_a_bundle_and_a_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_may_share_one_watch_of_its_leases() {
+    let bed = Bed::shared().await;
+    bed.lock("mine", "{ttlSeconds: 5, access: [{serviceAccounts: [ann]}]}");
+    bed.until_ready("mine", "True", "Reconciled").await;
+    let may = |verb: &str, what: &str| {
+        let account = format!("system:serviceaccount:{}:bob", bed.namespace);
+        let group = format!("system:serviceaccounts:{}", bed.namespace);
+        let args = ["auth", "can-i", verb, what, "--as", &account, "--as-group", &group];
+        bed.kubectl(&args, "").is_ok()
+    };
+    for (label, shares) in [
+        ("holdfast.dev/lease-watch=each", false),
+        ("holdfast.dev/lease-watch=shared", true),
+        ("holdfast.dev/lease-watch-", false),
+    ] {
+        let args = ["label", "namespace", "--overwrite", &bed.namespace, label];
+        bed.kubectl_cluster(&args, "").unwrap();
+        eventually("right and bundle as the label says", async || {
+            let bundle = bed.bundle().await.unwrap();
+            may("watch", "leases") == shares && bundle.backends["lease"].share_watch == shares
+        })
+        .await;
+        for (verb, what) in [
+            ("list", "leases"),
+            ("get", "lease/holdfast-lock-mine"),
+            ("patch", "lease/holdfast-lock-mine"),
+        ] {
+            assert!(!may(verb, what), "{label}: {verb} {what}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_class_that_is_wrong_gets_a_sentence_and_the_others_are_not_affected() {
     let bed = Bed::shared().await;
     bed.lock("good", "{ttlSeconds: 5}");

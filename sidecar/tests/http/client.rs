@@ -60,7 +60,7 @@ pub fn mk_bundle(yaml: &str) -> Bundle {
 }
 
 pub fn mk_bundle_on(name: &str, substrate: Substrate, yaml: &str) -> Bundle {
-    mk_bundle_with(name, BundleBackend { substrate, redis: None, epoch: None }, yaml)
+    mk_bundle_with(name, BundleBackend::of(substrate), yaml)
 }
 
 pub fn mk_bundle_with(name: &str, backend: BundleBackend, yaml: &str) -> Bundle {

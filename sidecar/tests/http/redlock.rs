@@ -44,8 +44,12 @@ async fn bundle(servers: &[RedisServer]) -> Bundle {
         ack: None,
     };
     let epoch = Epoch { number: 1, replid: String::new(), open: true, runs };
-    let (substrate, redis, epoch) = (Substrate::Redlock, Some(redis), Some(epoch));
-    mk_bundle_with("three", BundleBackend { substrate, redis, epoch }, CLASSES)
+    let three = BundleBackend {
+        redis: Some(redis),
+        epoch: Some(epoch),
+        ..BundleBackend::of(Substrate::Redlock)
+    };
+    mk_bundle_with("three", three, CLASSES)
 }
 
 async fn pod(name: &str, bundle: &Bundle) -> (App, Bundles) {

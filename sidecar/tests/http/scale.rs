@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use holdfast_api::bundle::{BUNDLE_CONFIG_MAP, BUNDLE_KEY};
+use holdfast_api::bundle::{BUNDLE_CONFIG_MAP, BUNDLE_KEY, Bundle, BundleBackend};
 use holdfast_backend::lease::{LeaseClient, names};
 use holdfast_core::{ClassName, Key, Kind, SessionId, Substrate, SystemClock};
 use holdfast_runtime::Readiness;
@@ -10,7 +10,7 @@ use holdfast_sidecar::{Serving, config::Bundles, connect::Backends, snapshot::Co
 use holdfast_wire::ResignRequest;
 use k8s_openapi::api::{coordination::v1::Lease, core::v1::ConfigMap};
 use kube::{
-    Api, Client,
+    Api, Client, Config,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     apiserver::ApiServer,
-    client::{CLASSES, mk_bundle, mk_bundle_on},
+    client::{CLASSES, mk_bundle, mk_bundle_on, mk_bundle_with},
     lifecycle::mk_identity,
 };
 
@@ -97,6 +97,22 @@ async fn an_idle_pod_costs_one_watch_and_no_request() {
 
 const LEASE: &str = "holdfast-leaderelection-quiet";
 
+/// A pod that stands in elections.
+async fn candidate(config: &Config, bundle: &Bundle, classes: &[ClassName]) -> Serving {
+    let identity = mk_identity(SessionId::random());
+    let session = identity.session.clone();
+    let serving = Serving::start(identity, &[], false).await.unwrap();
+    let (hub, clock) = (serving.hub.clone(), Arc::new(SystemClock));
+    let client = Some(LeaseClient::new(config).unwrap());
+    let backends = Backends::new("default".into(), session, hub, clock, client, None);
+    let connect: Arc<dyn Connect> = Arc::new(backends);
+    Bundles::new(serving.sidecar.clone(), connect, Readiness::default(), None).apply(bundle);
+    for class in classes {
+        serving.sidecar.elections.campaign(&serving.sidecar, class);
+    }
+    serving
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
     let server = ApiServer::shared();
@@ -111,15 +127,7 @@ async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
 
     let mut pods = Vec::new();
     for _ in 0..3 {
-        let identity = mk_identity(SessionId::random());
-        let session = identity.session.clone();
-        let serving = Serving::start(identity, &[], false).await.unwrap();
-        let (hub, clock) = (serving.hub.clone(), Arc::new(SystemClock));
-        let client = Some(LeaseClient::new(&config).unwrap());
-        let backends = Backends::new("default".into(), session, hub, clock, client, None);
-        let connect: Arc<dyn Connect> = Arc::new(backends);
-        Bundles::new(serving.sidecar.clone(), connect, Readiness::default(), None).apply(&bundle);
-        serving.sidecar.elections.campaign(&serving.sidecar, &class);
+        let serving = candidate(&config, &bundle, std::slice::from_ref(&class)).await;
         pods.push(serving);
     }
     let leaders = || pods.iter().filter(|pod| pod.sidecar.leading("quiet").is_ok()).count();
@@ -156,4 +164,57 @@ async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
     }
     took.sort();
     assert!(took[1] <= Duration::from_millis(200), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_in_several_elections_follows_them_by_one_watch_where_that_is_allowed() {
+    // One of its own: its metrics count the watches of all.
+    let server = &ApiServer::start();
+    let config = server.config("admin", server.port()).await;
+    let leases: Api<Lease> = Api::namespaced(Client::try_from(config.clone()).unwrap(), "default");
+    let (mut yaml, mut classes) = (String::new(), Vec::new());
+    for name in ["red", "green", "blue"] {
+        yaml += &format!(
+            "---\n{{apiVersion: holdfast.dev/v1alpha1, kind: LeaderElection, \
+             metadata: {{name: {name}}}, spec: {{}}}}\n"
+        );
+        let class = ClassName::new(name).unwrap();
+        let lease = names::unheld("default", Kind::LeaderElection, &class, &Key::default_key());
+        leases.create(&PostParams::default(), &lease).await.unwrap();
+        classes.push(class);
+    }
+    let shared = BundleBackend { share_watch: true, ..BundleBackend::of(Substrate::Lease) };
+    let bundle = mk_bundle_with("lease", shared, &yaml);
+    let watches = || {
+        let labels = ["resource=\"leases\"", "verb=\"WATCH\""];
+        metric(server, "apiserver_longrunning_requests", &labels)
+    };
+    let before = watches();
+    // The first leads in all, the second stands by in all.
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        let serving = candidate(&config, &bundle, &classes).await;
+        let is_settled = || match pods.is_empty() {
+            true => classes.iter().all(|class| serving.sidecar.leading(class.as_str()).is_ok()),
+            false => watches() > before,
+        };
+        let begun = Instant::now();
+        while !is_settled() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "nobody leads, or none follows");
+            sleep(Duration::from_millis(50)).await;
+        }
+        pods.push(serving);
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(watches() - before, 1, "of the one that stands by, in three elections");
+
+    // Each is told by it of its own.
+    for class in &classes {
+        let begun = Instant::now();
+        pods[0].sidecar.resign(class.as_str(), &ResignRequest::default()).await.unwrap();
+        while pods[1].sidecar.leading(class.as_str()).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "{class} has no leader");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
 }
