@@ -18,7 +18,10 @@ use holdfast_core::{
     lock::{Grant, LockConfig, Push, record::Verdict},
     semaphore::slots,
 };
-use tokio::{sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -38,6 +41,9 @@ const RETRY_CAP: Duration = Duration::from_secs(2);
 /// After how long a Lease that is missing is looked for, although its watch would tell: what found
 /// that it was missing may have been behind the watch.
 const MISSING: Duration = Duration::from_secs(30);
+/// The version that a watch begins from with the object as it is; perhaps as it was a moment ago, but then
+/// what has happened since is told, too.
+const AS_IT_IS: &str = "0";
 /// The longest pause of a process that keeps losing races.
 const LOSER_CAP_MS: u64 = 64;
 
@@ -296,19 +302,20 @@ async fn watch(inner: Arc<Inner>, slot: Slot) {
         let version = from
             .take()
             .or_else(|| lock(&inner.local).seen(&slot).map(|(seen, _)| seen.basis.version.clone()));
-        // Without a version a watch begins with the object as it is.
-        let version = version.unwrap_or_else(|| "0".to_owned());
-        match follow(&inner, &slot, &version, &mut from).await {
-            Ok(()) => backoff.reset(),
-            Err(fault) => {
-                tracing::debug!(lease = slot.name(), ?fault, "a Lease's watch ended");
-                // Perhaps the version is too old by now: begin again with the newest record.
-                from = None;
-                sleep(backoff.next_delay()).await;
-                if inner.read(&slot, RETRY_CAP).await.is_ok() {
-                    backoff.reset();
-                }
-            }
+        let version = version.unwrap_or_else(|| AS_IT_IS.to_owned());
+        let begun = Instant::now();
+        let ended = follow(&inner, &slot, &version, &mut from).await;
+        if begun.elapsed() > RETRY_CAP {
+            backoff.reset();
+        }
+        if let Err(fault) = ended {
+            tracing::debug!(lease = slot.name(), ?fault, "a Lease's watch ended");
+            // Perhaps the API server remembers nothing of so old a version, and the newest record is
+            // as old as that.
+            from = Some(AS_IT_IS.to_owned());
+            sleep(backoff.next_delay()).await;
+            // What is not found out here is told by the next watch.
+            drop(inner.read(&slot, RETRY_CAP).await);
         }
     }
 }

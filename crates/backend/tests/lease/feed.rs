@@ -138,6 +138,32 @@ async fn a_watch_that_breaks_and_leases_that_go_are_found_out() {
     assert!(which == 2 && held.is_ok());
 }
 
+/// An API server refuses to tell what has happened since a version that is older than what it
+/// remembers, and of a Lease that nobody writes every version is, some day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_that_has_not_changed_for_long_is_waited_for_without_requests() {
+    let server = &ApiServer::start();
+    let config = mk_config(TTL * 60);
+    let all = [fresh(server).await, fresh(server).await];
+    let a = Sidecar::new(server, "a").await;
+    let holds = hold_all(&a, &all, &config).await;
+    // What happens beside them, and an API server that remembers nothing of before.
+    fresh(server).await;
+    server.restart();
+    let by_name = Sidecar::new(server, "by-name").await;
+    let shares = Sidecar::sharing(server, "shares", "admin", server.port()).await;
+    for (index, pod) in [by_name, shares].into_iter().map(Arc::new).enumerate() {
+        let (at, hold) = (&all[index..=index], &holds[index..=index]);
+        let mut waits = wait_for(&pod, at, &config).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let asked = || server.requests(&lease_of(&at[0])).len();
+        let quiet = asked();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert_eq!(asked() - quiet, 0, "{} asks", pod.name);
+        hand_over(&a, (at, hold), &config, &mut waits).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_watch_all_watches_each_by_name() {
     let (server, config) = (plane(), mk_config(TTL));

@@ -34,6 +34,7 @@ trap '' INT
     --initial-advertise-peer-urls "http://127.0.0.1:$PEER" \
     --initial-cluster "default=http://127.0.0.1:$PEER" --unsafe-no-fsync >etcd.log 2>&1 &
 etcd=$!
+serve() {
 "$BOX" apiserver --etcd-servers="http://127.0.0.1:$ETCD" --bind-address=127.0.0.1 \
     --advertise-address=192.0.2.1 --endpoint-reconciler-type=none --secure-port="$PORT" \
     --cert-dir=certs --service-account-issuer=https://kubernetes.default.svc \
@@ -41,10 +42,14 @@ etcd=$!
     --token-auth-file=tokens.csv --authorization-mode=RBAC \
     --audit-policy-file=audit.yaml --audit-log-path=audit.log \
     --service-cluster-ip-range=10.96.0.0/16 >apiserver.log 2>&1 &
-apiserver=$!
+echo "$!" >apiserver.pid
+wait "$!"
+}
 echo "$etcd" >etcd.pid
+while [ -e etcd.pid ]; do serve; done 2>/dev/null &
 cat >/dev/null
-kill -CONT "$etcd"; kill -9 "$apiserver" "$etcd"; wait
+rm etcd.pid
+kill -CONT "$etcd"; kill -9 "$(cat apiserver.pid)" "$etcd"; wait
 cd / && rm -rf "$DIR"
 "#;
 
@@ -93,9 +98,7 @@ impl ApiServer {
             .unwrap();
         let server = ApiServer { dir, port: port.parse().unwrap(), keeper };
         std::fs::write(server.kubeconfig(), server.kubeconfig_for("admin", server.port)).unwrap();
-        server.wait("the API server to be ready", || {
-            server.kubectl(&["get", "--raw", "/readyz"], "").is_ok()
-        });
+        server.wait_until_ready();
         server.wait("the default namespace", || {
             server.kubectl(&["get", "namespace", "default"], "").is_ok()
         });
@@ -178,6 +181,22 @@ impl ApiServer {
         let pid = std::fs::read_to_string(self.dir.join("etcd.pid")).unwrap();
         let signal = if pause { "-STOP" } else { "-CONT" };
         assert!(Command::new("kill").args([signal, pid.trim()]).status().unwrap().success());
+    }
+
+    /// Kills the API server; another one is ready when this returns.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn restart(&self) {
+        let pid = || std::fs::read_to_string(self.dir.join("apiserver.pid")).unwrap_or_default();
+        let old = pid();
+        assert!(Command::new("kill").args(["-9", old.trim()]).status().unwrap().success());
+        self.wait("another API server", || pid() != old);
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&self) {
+        self.wait("the API server to be ready", || {
+            self.kubectl(&["get", "--raw", "/readyz"], "").is_ok()
+        });
     }
 
     fn kubeconfig_for(&self, user: &str, port: u16) -> String {
