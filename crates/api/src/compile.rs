@@ -141,6 +141,8 @@ pub struct Environment {
     pub all_on: Option<String>,
     /// Fence sequences that deleted classes left, by kind and name (`lock/nightly`).
     pub fence_floors: BTreeMap<String, u64>,
+    /// Whether sidecars may watch all Leases of the namespace.
+    pub share_lease_watch: bool,
 }
 
 /// The key of a class in [`Environment::fence_floors`].
@@ -156,7 +158,10 @@ pub fn compile(
     environment: &Environment,
 ) -> (Bundle, Vec<Problem>) {
     let mut known = environment.backends.clone();
-    known.entry(LEASE_BACKEND.into()).or_insert(BundleBackend::of(Substrate::Lease));
+    known.entry(LEASE_BACKEND.into()).or_insert(BundleBackend {
+        share_watch: environment.share_lease_watch,
+        ..BundleBackend::of(Substrate::Lease)
+    });
     let (mut compiled, mut problems) = (Vec::new(), Vec::new());
     for class in classes {
         match compile_class(class, &known, environment) {

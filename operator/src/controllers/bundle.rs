@@ -22,7 +22,6 @@ use holdfast_api::{
         backend::{RedisMode, RunStatus},
     },
 };
-use holdfast_core::Substrate;
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -70,17 +69,14 @@ pub fn environment(ctx: &Context, namespace: &str) -> Environment {
     let labels = ctx.caches.namespace(namespace).map(|namespace| namespace.labels().clone());
     let labels = labels.unwrap_or_default();
     let all = ctx.caches.backends.state();
-    let mut backends: BTreeMap<String, BundleBackend> = all
+    let backends: BTreeMap<String, BundleBackend> = all
         .iter()
         .filter(|backend| backend.metadata.deletion_timestamp.is_none() && admits(backend, &labels))
         .map(|backend| (backend.name_any(), describe(backend)))
         .collect();
-    if labels.get(LABEL_LEASE_WATCH).is_some_and(|value| value == LEASE_WATCH_SHARED) {
-        let lease = BundleBackend { share_watch: true, ..BundleBackend::of(Substrate::Lease) };
-        backends.insert(LEASE_BACKEND.to_owned(), lease);
-    }
+    let share = labels.get(LABEL_LEASE_WATCH).is_some_and(|value| value == LEASE_WATCH_SHARED);
     let fence_floors = fence_floors(ctx, namespace);
-    Environment { backends, all_on: None, fence_floors }
+    Environment { backends, all_on: None, fence_floors, share_lease_watch: share }
 }
 
 fn fence_floors(ctx: &Context, namespace: &str) -> BTreeMap<String, u64> {

@@ -46,6 +46,8 @@ pub(super) enum Fault {
     Gone,
     /// A Role or the admission policy refused.
     Refused(String),
+    /// The API server does not remember what has happened since a version.
+    TooOld,
     /// Certainly nothing was done.
     Unavailable(String),
     /// A write that may or may not be carried out, now or later.
@@ -57,8 +59,8 @@ pub(super) enum Fault {
 pub(super) enum Seen {
     /// The Lease as it is now.
     Lease(Box<Lease>),
-    /// The Lease is deleted.
-    Deleted,
+    /// The Lease is deleted, as this resourceVersion says (empty where a read found it gone).
+    Deleted(String),
     /// Nothing happened up to this resourceVersion.
     Bookmark(String),
 }
@@ -132,7 +134,7 @@ impl LeaseClient {
         from: &str,
     ) -> Result<BoxStream<'static, Result<Seen, Fault>>, Fault> {
         if self.feeds.are_open_to_all() {
-            return self.feeds.follow(self, namespace, name, from).await;
+            return Ok(self.feeds.follow(self, namespace, name, from));
         }
         let params = WatchParams::default().fields(&format!("metadata.name={name}"));
         // A Role with `resourceNames` suffices.
@@ -178,7 +180,10 @@ fn sightings(
         WatchEvent::Added(lease) | WatchEvent::Modified(lease) => {
             Ok((lease.name_any(), Seen::Lease(Box::new(lease))))
         }
-        WatchEvent::Deleted(lease) => Ok((lease.name_any(), Seen::Deleted)),
+        WatchEvent::Deleted(lease) => {
+            let version = lease.resource_version().unwrap_or_default();
+            Ok((lease.name_any(), Seen::Deleted(version)))
+        }
         WatchEvent::Bookmark(mark) => {
             Ok((String::new(), Seen::Bookmark(mark.metadata.resource_version)))
         }
@@ -197,8 +202,9 @@ fn sort(error: kube::Error) -> Fault {
     match status.code {
         404 => Fault::Gone,
         409 => Fault::Conflict,
-        // 410: the resourceVersion of a watch is too old. 429: shed before it was looked at.
-        410 | 429 => Fault::Unavailable(what),
+        410 => Fault::TooOld,
+        // Shed before it was looked at.
+        429 => Fault::Unavailable(what),
         400..500 => Fault::Refused(what),
         // An API server that lost its etcd in mid-write answers 500 or 504, and a proxy 503.
         _ => Fault::Unknown(what),
@@ -241,6 +247,7 @@ impl Fault {
                 "the operator has not created Lease \"{namespace}/{name}\" yet"
             )),
             Fault::Refused(what) => BackendError::Forbidden(what),
+            Fault::TooOld => BackendError::Unavailable("a version that is too old".into()),
             Fault::Unavailable(what) => BackendError::Unavailable(what),
             Fault::Unknown(what) => BackendError::Unknown(what),
         }

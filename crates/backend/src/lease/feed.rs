@@ -5,8 +5,9 @@
 //! it begins with the first who follows a Lease, and ends with the last.
 //!
 //! Nothing is missed: who joins listens first and reads the Lease then, so what happened before the
-//! one is in the other. What comes twice, or late, is older news, and those are dropped by whoever
-//! notes them. A watch that fails ends the feed and everybody is told; they read, and begin another.
+//! one is in the other; who has fallen behind reads again. What comes twice, or late, is older news,
+//! and those are dropped by whoever notes them. A watch that fails ends the feed and everybody is
+//! told; they read, and begin another.
 
 use std::{
     collections::HashMap,
@@ -24,17 +25,22 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::{Fault, LeaseClient, Seen};
+use super::{
+    client::{Fault, LeaseClient, Seen},
+    slot::older,
+};
 use crate::hub::lock;
 
 /// The API server ends a watch, or says that nothing happened, more often than this.
 pub(super) const SILENCE: Duration = Duration::from_secs(255);
 /// How long a read takes at most.
 const READ: Duration = Duration::from_secs(2);
-/// What a follower may be behind before it has to read anew.
+/// By how many events a follower may be behind before it has to read anew.
 const BEHIND: usize = 256;
 /// For how long an API server that refused is not asked again.
 const REFUSED: Duration = Duration::from_secs(300);
+/// A watch that ends sooner than this has failed, however politely.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// The feeds of a process, by namespace.
 #[derive(Default)]
@@ -63,7 +69,10 @@ enum Event {
 
 impl Feeds {
     pub(super) fn share(&self, share: bool) {
-        self.share.store(share, SeqCst);
+        if !self.share.swap(share, SeqCst) {
+            // Who says so now may have just allowed it.
+            *lock(&self.refused) = None;
+        }
     }
 
     /// Whether namespaces are watched as a whole.
@@ -73,46 +82,35 @@ impl Feeds {
     }
 
     /// Follows one Lease from a version on, by the watch that all share.
-    pub(super) async fn follow(
+    pub(super) fn follow(
         self: &Arc<Self>,
         client: &LeaseClient,
         namespace: &str,
         name: &str,
         from: &str,
-    ) -> Result<BoxStream<'static, Result<Seen, Fault>>, Fault> {
-        let (feed, events, is_new) = self.join(client, namespace, from);
-        // A new one begins where this Lease was seen last.
-        let first = match is_new {
-            true => None,
-            false => Some(match client.get(namespace, name, READ).await {
-                Ok(lease) => Seen::Lease(Box::new(lease)),
-                Err(Fault::Gone) => Seen::Deleted,
-                Err(fault) => return Err(fault),
-            }),
-        };
-        let name = name.to_owned();
-        let rest = stream::unfold((feed, events), move |(feed, mut events)| {
-            let name = name.clone();
-            async move {
-                let next = next_of(&mut events, &name).await;
-                Some((next, (feed, events)))
-            }
-        });
-        Ok(Box::pin(stream::iter(first.map(Ok)).chain(rest)))
+    ) -> BoxStream<'static, Result<Seen, Fault>> {
+        let (feed, events) = self.join(client, namespace, from);
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        let follower =
+            Follower { client: client.clone(), namespace, name, events, reads: true, _feed: feed };
+        Box::pin(stream::unfold(follower, |mut follower| async move {
+            let next = follower.next().await;
+            Some((next, follower))
+        }))
     }
 
-    /// The feed of a namespace, listened to; whether it begins now.
+    /// The feed of a namespace, listened to.
     fn join(
         self: &Arc<Self>,
         client: &LeaseClient,
         namespace: &str,
         from: &str,
-    ) -> (Arc<Feed>, broadcast::Receiver<Event>, bool) {
+    ) -> (Arc<Feed>, broadcast::Receiver<Event>) {
         let mut open = lock(&self.open);
         if let Some(feed) = open.get(namespace).and_then(Weak::upgrade) {
             let events = feed.events.subscribe();
             if !feed.is_over.load(SeqCst) {
-                return (feed, events, false);
+                return (feed, events);
             }
         }
         let (sender, events) = broadcast::channel(BEHIND);
@@ -128,24 +126,46 @@ impl Feeds {
         let feed = Arc::new(Feed { events: sender, is_over, _task: task });
         open.retain(|_, feed| feed.strong_count() > 0);
         open.insert(namespace.to_owned(), Arc::downgrade(&feed));
-        (feed, events, true)
+        (feed, events)
     }
 }
 
-/// The next that is told of a Lease, or that nothing has happened to any.
-async fn next_of(events: &mut broadcast::Receiver<Event>, name: &str) -> Result<Seen, Fault> {
-    loop {
-        match events.recv().await {
-            Ok(Event::Of(event)) => match &event.1 {
-                Seen::Bookmark(_) => return Ok(event.1.clone()),
-                seen if event.0 == name => return Ok(seen.clone()),
-                Seen::Lease(_) | Seen::Deleted => {}
-            },
-            Ok(Event::Over(fault)) => return Err(fault),
-            Err(RecvError::Lagged(_)) => {
-                return Err(Fault::Unavailable("too far behind the watch".into()));
+/// One who follows a Lease.
+struct Follower {
+    client: LeaseClient,
+    namespace: String,
+    name: String,
+    events: broadcast::Receiver<Event>,
+    /// What has not been told is to be read.
+    reads: bool,
+    _feed: Arc<Feed>,
+}
+
+impl Follower {
+    /// The next that is to be known of the Lease, or that nothing has happened to any.
+    async fn next(&mut self) -> Result<Seen, Fault> {
+        loop {
+            if self.reads {
+                let seen = match self.client.get(&self.namespace, &self.name, READ).await {
+                    Ok(lease) => Seen::Lease(Box::new(lease)),
+                    Err(Fault::Gone) => Seen::Deleted(String::new()),
+                    Err(fault) => return Err(fault),
+                };
+                self.reads = false;
+                return Ok(seen);
             }
-            Err(RecvError::Closed) => return Err(Fault::Unavailable("the watch ended".into())),
+            match self.events.recv().await {
+                Ok(Event::Of(event)) => match &event.1 {
+                    Seen::Bookmark(_) => return Ok(event.1.clone()),
+                    seen if event.0 == self.name => return Ok(seen.clone()),
+                    Seen::Lease(_) | Seen::Deleted(_) => {}
+                },
+                Ok(Event::Over(fault)) => return Err(fault),
+                Err(RecvError::Lagged(_)) => self.reads = true,
+                Err(RecvError::Closed) => {
+                    return Err(Fault::Unavailable("the watch ended".into()));
+                }
+            }
         }
     }
 }
@@ -163,20 +183,25 @@ async fn run(
             Ok(watch) => watch,
             Err(fault) => break fault,
         };
+        let begun = Instant::now();
         let ended = loop {
             let (name, seen) = match timeout(SILENCE, watch.next()).await {
                 Ok(Some(Ok(event))) => event,
                 Ok(Some(Err(fault))) => break Some(fault),
+                Ok(None) if begun.elapsed() < SHORT => {
+                    break Some(Fault::Unavailable("the watch ended at once".into()));
+                }
                 // The next one goes on where this one ended.
                 Ok(None) => break None,
                 Err(_) => break Some(Fault::Unavailable("the watch fell silent".into())),
             };
-            match &seen {
-                Seen::Lease(lease) => {
-                    from = lease.metadata.resource_version.clone().unwrap_or(from);
-                }
-                Seen::Bookmark(version) => from.clone_from(version),
-                Seen::Deleted => {}
+            let version = match &seen {
+                Seen::Lease(lease) => lease.metadata.resource_version.as_deref(),
+                Seen::Bookmark(version) | Seen::Deleted(version) => Some(version.as_str()),
+            };
+            // At the beginning they come in any order.
+            if let Some(version) = version.filter(|version| !older(version, &from)) {
+                version.clone_into(&mut from);
             }
             // Nobody listens any more: this task is about to be stopped.
             drop(events.send(Event::Of(Arc::new((name, seen)))));

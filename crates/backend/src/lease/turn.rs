@@ -32,7 +32,7 @@ use super::{
     local::Waiter,
     names,
     record::Snapshot,
-    slot::{Known, News, Slot},
+    slot::{Known, News, Slot, older},
 };
 use crate::hub::lock;
 
@@ -305,15 +305,18 @@ async fn watch(inner: Arc<Inner>, slot: Slot) {
         let version = version.unwrap_or_else(|| AS_IT_IS.to_owned());
         let begun = Instant::now();
         let ended = follow(&inner, &slot, &version, &mut from).await;
-        if begun.elapsed() > RETRY_CAP {
+        let is_long = begun.elapsed() > RETRY_CAP;
+        if is_long {
             backoff.reset();
+        }
+        // One that ends at once has failed, however politely.
+        if ended.is_err() || !is_long {
+            sleep(backoff.next_delay()).await;
         }
         if let Err(fault) = ended {
             tracing::debug!(lease = slot.name(), ?fault, "a Lease's watch ended");
-            // Perhaps the API server remembers nothing of so old a version, and the newest record is
-            // as old as that.
-            from = Some(AS_IT_IS.to_owned());
-            sleep(backoff.next_delay()).await;
+            // The newest record may be older than all that the API server remembers.
+            from = (fault == Fault::TooOld).then(|| AS_IT_IS.to_owned());
             // What is not found out here is told by the next watch.
             drop(inner.read(&slot, RETRY_CAP).await);
         }
@@ -345,9 +348,15 @@ async fn follow(
                     tracing::warn!(lease = slot.name(), %error, "a Lease that makes no sense")
                 }
             },
-            Seen::Deleted => {
-                *from = None;
-                lock(&inner.local).forget_record(slot);
+            Seen::Deleted(version) => {
+                let mut local = lock(&inner.local);
+                // Perhaps it has been made again, and that is known already.
+                let is_old =
+                    local.seen(slot).is_some_and(|(seen, _)| older(&version, &seen.basis.version));
+                if !is_old {
+                    *from = None;
+                    local.forget_record(slot);
+                }
             }
             Seen::Bookmark(version) => *from = Some(version),
         }

@@ -95,6 +95,8 @@ async fn all_who_wait_in_a_process_have_one_watch() {
         };
         let b = Arc::new(b);
         let mut waits = wait_for(&b, &all, &config).await;
+        eventually("so many watches", async || watches() - before == count).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(watches() - before, count, "shares: {shares}");
         let asked = || all.iter().map(|at| server.requests(&lease_of(at)).len()).sum::<usize>();
         let quiet = asked();
@@ -173,5 +175,11 @@ async fn who_may_not_watch_all_watches_each_by_name() {
     let b = Arc::new(Sidecar::sharing(server, "b", "sidecar", server.port()).await);
     let holds = hold_all(&a, &all, &config).await;
     let mut waits = wait_for(&b, &all, &config).await;
+    // Watched, and not asked for again and again.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let asked = || all.iter().map(|at| server.requests(&lease_of(at)).len()).sum::<usize>();
+    let quiet = asked();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(asked(), quiet, "waiting costs requests");
     hand_over(&a, (&all, &holds), &config, &mut waits).await;
 }
