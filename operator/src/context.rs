@@ -17,7 +17,7 @@ use kube::{
 use crate::{
     args::ControlArgs,
     controllers::{
-        backend::{Doubts, Longest, Raises},
+        backend::{Doubts, Longest, Quarantines},
         bundle::Published,
         election::{routing::Routes, transfer::Transfers},
         lock::sightings::Sightings,
@@ -62,8 +62,8 @@ pub struct Context {
     pub longest: Longest,
     /// Epochs that must be raised.
     pub doubts: Doubts,
-    /// When epochs were raised.
-    pub raises: Raises,
+    /// How long servers whose data is in doubt stay closed.
+    pub quarantines: Quarantines,
     /// What deleted classes and backends left behind.
     pub floors: Floors,
     /// Ways to leaders that are as they should be.

@@ -32,7 +32,7 @@ use crate::{
     args::ControlArgs,
     context::Context,
     controllers::{
-        backend::{Doubts, Longest, Raises},
+        backend::{Doubts, Longest, Quarantines},
         bundle::Published,
         tenants::Users,
     },
@@ -149,7 +149,7 @@ async fn lead(work: &Work) -> anyhow::Result<()> {
             stores: Stores::default(),
             users: Users::default(),
             doubts: Doubts::default(),
-            raises: Raises::default(),
+            quarantines: Quarantines::default(),
             longest: Longest::default(),
             floors,
             routes: election::routing::Routes::default(),

@@ -40,11 +40,14 @@ pub mod doubts;
 pub mod epoch;
 mod majority;
 mod one;
-pub mod raises;
+pub mod quarantines;
 mod several;
 mod verdicts;
 
-pub use self::{doubts::Doubts, raises::Raises};
+pub use self::{
+    doubts::Doubts,
+    quarantines::{Moment, Quarantines},
+};
 
 /// A store that does not answer by then is away.
 const WITHIN: Duration = Duration::from_secs(4);
@@ -86,6 +89,9 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
     }
     let longest = ctx.longest.note(&name, longest_ttl(&ctx, &name));
     let mut status = backend.status.clone().unwrap_or_default();
+    if let Some(epoch) = &status.epoch {
+        ctx.quarantines.see(&name, epoch, Moment::now());
+    }
     let looked = match backend.spec.redis.mode {
         RedisMode::Standalone | RedisMode::Sentinel => one::look(&ctx, &backend, longest).await,
         RedisMode::Cluster | RedisMode::Redlock => several::look(&ctx, &backend, longest).await,
@@ -106,20 +112,13 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
     };
     status.version = Some(looked.version);
     status.role = Some(looked.role);
-    let number = |epoch: &Option<EpochStatus>| epoch.as_ref().map(|epoch| epoch.number);
-    if number(&status.epoch) != number(&looked.epoch) {
-        ctx.raises.note(&name);
-    }
     status.epoch = looked.epoch;
     write(&ctx, &backend, &mut status, looked.verdicts).await?;
     if let Some(epoch) = &status.epoch {
         ctx.doubts.settled(&name, epoch.number);
     }
-    let opens_in = status.epoch.as_ref().and_then(opens_at).map(|at| {
-        let lived = ctx.raises.lived(&name, Timestamp::now());
-        let left = at.as_millisecond() - lived.as_millisecond();
-        Duration::from_millis(left.max(10) as u64)
-    });
+    let opens_in = status.epoch.as_ref().and_then(|epoch| ctx.quarantines.next(&name, epoch));
+    let opens_in = opens_in.map(|left| left.max(Duration::from_millis(10)));
     let every = ctx.args.probe_every();
     Ok(Action::requeue(opens_in.map_or(every, |opens_in| every.min(opens_in))))
 }
@@ -130,14 +129,6 @@ struct Looked {
     role: String,
     epoch: Option<EpochStatus>,
     verdicts: Vec<Verdict>,
-}
-
-/// When something of an epoch opens next.
-fn opens_at(epoch: &EpochStatus) -> Option<Timestamp> {
-    if epoch.runs.is_empty() {
-        return (!epoch.open).then_some(epoch.not_before.0);
-    }
-    epoch.runs.iter().filter(|run| !run.open).map(|run| run.not_before.0).min()
 }
 
 /// Tells people of a new epoch, unless it is the first.
@@ -202,7 +193,7 @@ async fn end(backend: &Backend, ctx: &Context) -> Result<Action, Error> {
         tracing::info!(backend = name, "users stay in the store: it does not answer");
     }
     ctx.stores.forget(&name);
-    ctx.raises.forget(&name);
+    ctx.quarantines.forget(&name);
     apply::remove_finalizer(ctx, backend).await?;
     Ok(Action::await_change())
 }

@@ -5,12 +5,11 @@ use std::{sync::Arc, time::Duration};
 use holdfast_api::v1alpha1::Backend;
 use holdfast_backend::redis::Probe;
 use holdfast_core::BackendError;
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::time::timeout;
 
 use super::{
-    CANARY, Looked, WITHIN,
+    CANARY, Looked, Moment, WITHIN,
     epoch::{self, Change, Facts},
     tell_raised,
     verdicts::{unfit, verdicts, version},
@@ -24,19 +23,21 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     let mut current = backend.status.as_ref().and_then(|status| status.epoch.clone());
     let unfit = unfit(&probe);
     if unfit.is_none() {
-        let now = Timestamp::now();
+        // After the server has been asked: what it lost, it had lost by then.
+        let moment = Moment::now();
         let facts = Facts {
             replid: &probe.replid,
             marker,
             above: ctx.doubts.of(&name).into_values().max(),
             floor: ctx.floors.get(&epoch_key(&name)),
             longest_ttl: longest,
-            now,
-            lived: ctx.raises.lived(&name, now),
+            now: moment.wall,
+            is_over: &|server, at| ctx.quarantines.left(&name, server, at).is_zero(),
         };
         match epoch::next(current.as_ref(), &facts) {
             Change::None => {}
             Change::Raise(raised) => {
+                ctx.quarantines.see(&name, &raised, moment);
                 let (number, opens) = (raised.number, raised.not_before.0);
                 tell_raised(ctx, backend, number, "the server", opens).await;
                 current = Some(raised);

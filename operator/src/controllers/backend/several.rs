@@ -15,12 +15,11 @@ use holdfast_api::{
 };
 use holdfast_backend::redis::{Marker as Place, Probe};
 use holdfast_core::BackendError;
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use tokio::time::timeout;
 
 use super::{
-    CANARY, Looked, WITHIN,
+    CANARY, Looked, Moment, WITHIN,
     epoch::runs::{self, Facts, Marker, Seen},
     majority, tell_raised,
     verdicts::{verdicts, version},
@@ -34,10 +33,6 @@ use crate::{
         members::{Member, Members},
     },
 };
-
-mod places;
-
-use places::{Moves, Standing, standing};
 
 /// The oldest major version whose functions may read a marker in another slot than their keys'.
 const LEAST_MAJOR: u32 = 7;
@@ -55,41 +50,37 @@ pub async fn look(ctx: &Context, backend: &Backend, longest: Duration) -> Result
     let before = backend.status.as_ref().and_then(|status| status.epoch.clone());
     let known = before.as_ref().map_or(&[][..], |epoch| &epoch.runs);
     let asked = members.primaries.iter().map(|member| ask(&store, member, run_of(known, member)));
-    let (mut answers, mut away) = (Vec::new(), Vec::new());
+    let (mut seen, mut probes, mut away) = (Vec::new(), Vec::new(), Vec::new());
     for (member, answer) in members.primaries.iter().zip(join_all(asked).await) {
         match answer {
-            Ok((probe, places)) => answers.push((member, probe, places)),
+            Ok((server, probe)) => {
+                seen.extend(server);
+                probes.push((member.address.clone(), probe));
+            }
             Err(why) => away.push(format!("{} ({why})", member.address)),
         }
     }
-    if answers.is_empty() {
+    if probes.is_empty() {
         return Err(away.join("; "));
     }
-    let number = before.as_ref().map_or(0, |epoch| epoch.number);
-    let moves = Moves {
-        known,
-        members: &members,
-        replids: answers.iter().map(|(m, probe, _)| (&*m.name, &*probe.replid)).collect(),
-        number,
-    };
-    let seen = see(&answers, &moves).await;
-    let probes: Vec<(String, Probe)> =
-        answers.iter().map(|(member, probe, _)| (member.address.clone(), probe.clone())).collect();
     let unfit = unfit(backend.spec.redis.mode, &members, &probes);
     let mut current = before.clone();
+    let number = before.as_ref().map_or(0, |epoch| epoch.number);
     if unfit.is_none() {
-        let now = Timestamp::now();
+        // After the servers have been asked: what they lost, they had lost by then.
+        let moment = Moment::now();
         let facts = Facts {
             seen: &seen,
             members: &members.primaries.iter().map(|member| member.name.clone()).collect(),
-            emptied: &moves.emptied().await,
+            emptied: &emptied(known, &members, &seen, number).await,
             above: &ctx.doubts.of(&name),
             floor: ctx.floors.get(&epoch_key(&name)),
             longest_ttl: longest,
-            now,
-            lived: ctx.raises.lived(&name, now),
+            now: moment.wall,
+            is_over: &|server, at| ctx.quarantines.left(&name, server, at).is_zero(),
         };
         let mut next = runs::next(before.as_ref(), &facts);
+        ctx.quarantines.see(&name, &next, moment);
         mark(&members, &seen, before.as_ref(), &mut next).await;
         if before.as_ref().map(|epoch| epoch.number) != Some(next.number) {
             let closed = next.runs.iter().filter(|run| !run.open).map(|run| run.server.as_str());
@@ -121,62 +112,89 @@ fn run_of<'a>(runs: &'a [RunStatus], member: &Member) -> Option<&'a RunStatus> {
     runs.iter().find(|run| run.server == member.name)
 }
 
-/// Where the markers of a server should be: where its run says, or, if nothing is known of it, where
-/// they would be put.
-fn tags_of(member: &Member, run: Option<&RunStatus>) -> Vec<String> {
-    run.map_or_else(|| member.places(&[]), |run| run.tags.clone())
-}
-
-/// Asks one server what it is, and what is where its markers should be.
+/// Asks one server. Its run says where its marker should be. Nothing is seen of one whose markers are
+/// being moved just now, as if it had not answered: the next look sees where they are.
 async fn ask(
     store: &Store,
     member: &Member,
     run: Option<&RunStatus>,
-) -> Result<(Probe, Vec<Place>), String> {
+) -> Result<(Option<Seen>, Probe), String> {
     let ask = async {
         let probe = member.admin.probe().await?;
         if probe.role == "master" {
             store.ensure_library(&member.name, &member.admin, &probe.replid).await?;
         }
-        let there = member.admin.markers(CANARY, &tags_of(member, run)).await?;
-        Ok::<_, BackendError>((probe, there))
+        let kept = run.map_or(&[][..], |run| &run.tags);
+        let tags = member.places(kept);
+        // Of a server that nothing is known of, a marker where one would be put.
+        let places = if run.is_some() { kept } else { &tags };
+        let there = member.admin.markers(CANARY, places).await?;
+        let is_moving = are_moving(places, &there, |tag| member.has(tag))
+            && run.is_none_or(|run| run.replid == probe.replid);
+        Ok::<_, BackendError>((probe, (!is_moving).then(|| marker(&there)), tags))
     };
-    match timeout(WITHIN, ask).await {
-        Ok(Ok((probe, _))) if probe.role != "master" => {
-            Err(format!("it is a {} by now", probe.role))
-        }
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer within {WITHIN:?}")),
+    let (probe, marker, tags) = match timeout(WITHIN, ask).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("no answer within {WITHIN:?}")),
+    };
+    if probe.role != "master" {
+        return Err(format!("it is a {} by now", probe.role));
     }
+    let (server, replid) = (member.name.clone(), probe.replid.clone());
+    let took_over = probe.took_over.clone();
+    Ok((marker.map(|marker| Seen { server, replid, took_over, marker, tags }), probe))
 }
 
-/// What the servers' answers say of them. One whose markers are being moved is left out, as if it had
-/// not answered: the next look sees where they are.
-async fn see(answers: &[(&Member, Probe, Vec<Place>)], moves: &Moves<'_>) -> Vec<Seen> {
-    let mut all = Vec::new();
-    for (member, probe, places) in answers {
-        let run = run_of(moves.known, member);
-        let marker = match standing(&tags_of(member, run), places, |tag| member.has(tag)) {
-            Standing::Here(marker) => marker,
-            Standing::Moving => {
-                tracing::info!(server = member.name, "the slots of its markers are being moved");
-                continue;
+/// Whether none of the places is on the server any more although it was said to have the slot of one
+/// when the servers were asked for theirs: it has gone between the two questions, or is on its way.
+fn are_moving(tags: &[String], places: &[Place], has: impl Fn(&String) -> bool) -> bool {
+    places.iter().all(|place| *place == Place::Elsewhere) && tags.iter().any(has)
+}
+
+/// The servers that are gone, and whose markers have been moved to servers that were there before and
+/// have lost nothing: all that they had has been moved as well. (A primary that has given its last
+/// slot away makes itself a replica of who took it.)
+async fn emptied(
+    known: &[RunStatus],
+    members: &Members,
+    seen: &[Seen],
+    number: u64,
+) -> BTreeSet<String> {
+    let is_unchanged = |member: &Member| {
+        let seen = seen.iter().find(|seen| seen.server == member.name);
+        seen.zip(run_of(known, member)).is_some_and(|(seen, run)| seen.replid == run.replid)
+    };
+    let mut emptied = BTreeSet::new();
+    let is_member = |run: &RunStatus| members.primaries.iter().any(|m| m.name == run.server);
+    for run in known.iter().filter(|run| run.open && !run.tags.is_empty() && !is_member(run)) {
+        let mut moved = 0;
+        for tag in &run.tags {
+            let owner = members.primaries.iter().find(|member| member.has(tag));
+            let Some(owner) = owner.filter(|owner| is_unchanged(owner)) else { break };
+            let place = owner.admin.markers(CANARY, std::slice::from_ref(tag));
+            match timeout(WITHIN, place).await {
+                Ok(Ok(places)) if places == [Place::Found(number)] => moved += 1,
+                _ => break,
             }
-            Standing::Moved => match run {
-                Some(run) if moves.has_all_of(run).await => Marker::Found(moves.number),
-                _ => Marker::Missing,
-            },
-        };
-        all.push(Seen {
-            server: member.name.clone(),
-            replid: probe.replid.clone(),
-            took_over: probe.took_over.clone(),
-            marker,
-            tags: member.places(run.map_or(&[], |run| &run.tags)),
-        });
+        }
+        if moved == run.tags.len() {
+            emptied.insert(run.server.clone());
+        }
     }
-    all
+    emptied
+}
+
+/// The marker of a server, from what is at each of its places.
+fn marker(places: &[Place]) -> Marker {
+    let numbers = places.iter().filter_map(|place| match place {
+        Place::Found(number) => Some(*number),
+        Place::Missing | Place::Elsewhere => None,
+    });
+    match numbers.max() {
+        Some(number) if !places.contains(&Place::Missing) => Marker::Found(number),
+        _ => Marker::Missing,
+    }
 }
 
 /// Sets the markers of what is open in `next`, and closes what cannot be marked.
@@ -264,5 +282,40 @@ fn worst(probes: &[(String, Probe)]) -> Probe {
         aof_enabled: probes.iter().all(|(_, probe)| probe.aof_enabled),
         connected_replicas: probes.iter().map(|(_, p)| p.connected_replicas).min().unwrap_or(0),
         cluster_enabled: probes.iter().any(|(_, probe)| probe.cluster_enabled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAGS: [&str; 2] = ["a", "b"];
+
+    #[test]
+    fn a_marker_is_there_as_long_as_one_place_is_and_none_of_them_is_empty() {
+        use Place::{Elsewhere, Found, Missing};
+        for (places, expected) in [
+            ([Found(3), Found(3)], Marker::Found(3)),
+            ([Found(3), Elsewhere], Marker::Found(3)),
+            ([Found(3), Found(4)], Marker::Found(4)),
+            ([Missing, Found(3)], Marker::Missing),
+            ([Missing, Elsewhere], Marker::Missing),
+            ([Missing, Missing], Marker::Missing),
+            // All of them moved: what has happened since to the rest, nobody can tell.
+            ([Elsewhere, Elsewhere], Marker::Missing),
+        ] {
+            assert_eq!(marker(&places), expected, "{places:?}");
+        }
+    }
+
+    #[test]
+    fn slots_that_go_between_two_questions_are_no_loss() {
+        use Place::{Elsewhere, Found, Missing};
+        let moving = |places: [Place; 2], has: &str| {
+            are_moving(&TAGS.map(str::to_owned), &places, |tag| has.contains(tag.as_str()))
+        };
+        assert!(moving([Elsewhere, Elsewhere], "ab") && moving([Elsewhere, Elsewhere], "b"));
+        assert!(!moving([Elsewhere, Elsewhere], ""));
+        assert!(!moving([Found(3), Elsewhere], "ab") && !moving([Missing, Elsewhere], "ab"));
     }
 }

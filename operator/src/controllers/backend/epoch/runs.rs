@@ -57,8 +57,9 @@ pub struct Facts<'a> {
     pub longest_ttl: Duration,
     /// The operator's time. Only the operator's: it is compared with what an operator wrote.
     pub now: Timestamp,
-    /// What of it has really gone by: see [`super::super::raises::Raises`].
-    pub lived: Timestamp,
+    /// Whether the quarantine of a server that ends at a time is over: see
+    /// [`Quarantines`](super::super::Quarantines).
+    pub is_over: &'a (dyn Fn(&str, Timestamp) -> bool + Sync),
 }
 
 /// What the epoch is from now on. A run that is open in it must have its markers, of its number and
@@ -100,7 +101,9 @@ pub fn next(epoch: Option<&EpochStatus>, facts: &Facts<'_>) -> EpochStatus {
                 raise = true;
                 (after_all.clone(), false)
             }
-            Some(run) => (run.not_before.clone(), run.open || facts.lived >= run.not_before.0),
+            Some(run) => {
+                (run.not_before.clone(), run.open || (facts.is_over)(server, run.not_before.0))
+            }
             None => {
                 let predecessor = known.iter().find(|run| {
                     Some(&run.replid) == seen.took_over.as_ref() || run.replid == seen.replid

@@ -24,6 +24,7 @@ impl World {
     }
 
     fn next(&self, epoch: Option<&EpochStatus>) -> EpochStatus {
+        let now = Timestamp::from_second(self.second).unwrap();
         let facts = Facts {
             seen: &self.seen,
             members: &self.members,
@@ -31,8 +32,8 @@ impl World {
             above: &self.above,
             floor: self.floor,
             longest_ttl: Duration::from_secs(15),
-            now: Timestamp::from_second(self.second).unwrap(),
-            lived: Timestamp::from_second(self.second).unwrap(),
+            now,
+            is_over: &|_, at| now >= at,
         };
         next(epoch, &facts)
     }
