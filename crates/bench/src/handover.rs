@@ -184,17 +184,22 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     run_on(ANY)?;
     let mut one_core = one_core?;
     let mut figures = Vec::new();
-    for (where_, of) in [("", &mut placed), (", all on one core", &mut one_core)] {
+    // On one core the load is part of both sides: what it costs itself pulls the ratio towards one.
+    let beside_it = [
+        ("", &mut placed, [Target::AtMost(1.5), Target::AtMost(2.0)]),
+        (", all on one core", &mut one_core, [Target::None, Target::None]),
+    ];
+    for (where_, of, [half_target, tail_target]) in beside_it {
         let mut micros =
             |mille| (per_mille(&mut of.ours, mille) * 1e6, per_mille(&mut of.theirs, mille) * 1e6);
         let ((ours, theirs), (our_tail, their_tail)) = (micros(500), micros(990));
         let half = format!("hand-over p50 ÷ BLPOP's{where_}");
         let tail = format!("hand-over p99 ÷ BLPOP's{where_}");
-        let floor = format!("one call over F1 after the same rest ÷ it{where_}");
+        let floor = format!("one call over F1 (FCALL) after the same rest ÷ it{where_}");
         figures.extend([
-            Figure::new(&half, median(of.halves.clone()), "", Target::AtMost(1.5))
+            Figure::new(&half, median(of.halves.clone()), "", half_target)
                 .note(format!("{ours:.0} of {theirs:.0} µs")),
-            Figure::new(&tail, our_tail / their_tail, "", Target::AtMost(2.0))
+            Figure::new(&tail, our_tail / their_tail, "", tail_target)
                 .note(format!("{our_tail:.0} of {their_tail:.0} µs")),
             Figure::new(&floor, median(of.floors.clone()), "", Target::None)
                 .note("what one Function and one HTTP request cost by themselves"),
