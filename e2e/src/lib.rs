@@ -72,6 +72,16 @@ pub fn try_kubectl(args: &[&str], input: &str) -> Result<String, String> {
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
+/// Whether the API server would let an account do something.
+pub fn may(account: &str, namespace: &str, verb: &str, what: &str) -> bool {
+    let account = format!("--as=system:serviceaccount:{namespace}:{account}");
+    let groups = format!("--as-group=system:serviceaccounts:{namespace}");
+    let all = "--as-group=system:serviceaccounts";
+    let args = ["auth", "can-i", verb, what, "-n", namespace, &account, &groups, all];
+    // It says no with an exit code.
+    try_kubectl(&args, "").is_ok_and(|answer| answer == "yes")
+}
+
 /// Runs kubectl, which must succeed.
 pub fn kubectl(args: &[&str]) -> String {
     try_kubectl(args, "").unwrap_or_else(|error| panic!("kubectl {}: {error}", args.join(" ")))

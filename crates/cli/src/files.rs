@@ -73,13 +73,15 @@ impl Declared {
         // Offline nobody knows which Backends the cluster has; those that are neither built in nor in
         // the files are a Redis.
         for class in &classes {
-            backends.entry(class.backend().to_owned()).or_insert(on(match class.backend() {
-                holdfast_api::bundle::LEASE_BACKEND => Substrate::Lease,
-                name => self.substrate_of(name).unwrap_or(Substrate::Redis),
-            }));
+            backends.entry(class.backend().to_owned()).or_insert(BundleBackend::of(
+                match class.backend() {
+                    holdfast_api::bundle::LEASE_BACKEND => Substrate::Lease,
+                    name => self.substrate_of(name).unwrap_or(Substrate::Redis),
+                },
+            ));
         }
         if let Some((name, substrate)) = all_on {
-            backends.insert(name.into(), on(substrate));
+            backends.insert(name.into(), BundleBackend::of(substrate));
         }
         let all_on = all_on.map(|(name, _)| name.to_owned());
         let environment = Environment { backends, all_on, ..Environment::default() };
@@ -133,10 +135,6 @@ impl Declared {
         }
         complaints
     }
-}
-
-fn on(substrate: Substrate) -> BundleBackend {
-    BundleBackend::of(substrate)
 }
 
 fn show(paths: &[PathBuf]) -> String {

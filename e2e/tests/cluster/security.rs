@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use holdfast_e2e::{
-    Namespace, Pod, SYSTEM, app_image, eventually, get, kubectl, redis, try_kubectl,
+    Namespace, Pod, SYSTEM, app_image, eventually, get, kubectl, may, redis, try_kubectl,
 };
 use serde_json::{Value, json};
 
@@ -35,16 +35,6 @@ fn start(namespace: &Namespace, name: &str, account: &str) -> Pod {
 
 fn dry_run(namespace: &str, yaml: &str) -> Result<String, String> {
     try_kubectl(&["create", "--dry-run=server", "-n", namespace, "-f", "-"], yaml)
-}
-
-/// Whether the API server would let an account do something.
-fn may(account: &str, namespace: &str, verb: &str, what: &str) -> bool {
-    let account = format!("--as=system:serviceaccount:{namespace}:{account}");
-    let groups = format!("--as-group=system:serviceaccounts:{namespace}");
-    let all = "--as-group=system:serviceaccounts";
-    let args = ["auth", "can-i", verb, what, "-n", namespace, &account, &groups, all];
-    // It says no with an exit code.
-    try_kubectl(&args, "").is_ok_and(|answer| answer == "yes")
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //!
 //! - Every account of the namespace: its bundle, and its pods (a sidecar watches its own).
 //! - Every account: the Leases of classes whose `access` is empty. Where the namespace says that they
-//!   are watched all at once, every account may also watch, and so read, those that it is not given, but take none.
+//!   are watched all at once, every account may also watch, and so read, those that it is not given,
+//!   but take none.
 //! - An account that `access` names: the Leases of those classes, by its verbs.
 
 use std::{

@@ -36,12 +36,7 @@ async fn a_class_becomes_leases_roles_a_bundle_and_a_status() {
     }
 
     // As the account would: the API server itself keeps it to what `access` says.
-    let may = |account: &str, verb: &str, what: &str| {
-        let account = format!("system:serviceaccount:{}:{account}", bed.namespace);
-        let group = format!("system:serviceaccounts:{}", bed.namespace);
-        let args = ["auth", "can-i", verb, what, "--as", &account, "--as-group", &group];
-        bed.kubectl(&args, "").is_ok()
-    };
+    let may = |account: &str, verb: &str, what: &str| bed.may(account, verb, what);
     let name = leases[0].name_any();
     assert!(may("default", "patch", &format!("lease/{name}")));
     assert!(may("default", "get", "configmap/holdfast-bundle"));
@@ -68,12 +63,7 @@ async fn a_namespace_may_share_one_watch_of_its_leases() {
     let bed = Bed::shared().await;
     bed.lock("mine", "{ttlSeconds: 5, access: [{serviceAccounts: [ann]}]}");
     bed.until_ready("mine", "True", "Reconciled").await;
-    let may = |verb: &str, what: &str| {
-        let account = format!("system:serviceaccount:{}:bob", bed.namespace);
-        let group = format!("system:serviceaccounts:{}", bed.namespace);
-        let args = ["auth", "can-i", verb, what, "--as", &account, "--as-group", &group];
-        bed.kubectl(&args, "").is_ok()
-    };
+    let may = |verb: &str, what: &str| bed.may("bob", verb, what);
     for (label, shares) in [
         ("holdfast.dev/lease-watch=each", false),
         ("holdfast.dev/lease-watch=shared", true),

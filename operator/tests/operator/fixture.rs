@@ -189,6 +189,14 @@ impl<'a> Bed<'a> {
         self.plane.server.kubectl(&[&["-n", &self.namespace], args].concat(), input)
     }
 
+    /// Whether the API server would let an account of the namespace do something.
+    pub fn may(&self, account: &str, verb: &str, what: &str) -> bool {
+        let account = format!("system:serviceaccount:{}:{account}", self.namespace);
+        let group = format!("system:serviceaccounts:{}", self.namespace);
+        let args = ["auth", "can-i", verb, what, "--as", &account, "--as-group", &group];
+        self.kubectl(&args, "").is_ok()
+    }
+
     /// Applies a Lock with a spec in YAML's flow style.
     pub fn lock(&self, name: &str, spec: &str) {
         self.try_lock(name, spec).unwrap();

@@ -25,15 +25,6 @@ use crate::{
 
 const PODS: usize = 100;
 
-/// The sum of a metric's lines that have all of these labels.
-fn metric(server: &ApiServer, name: &str, labels: &[&str]) -> u64 {
-    let text = server.kubectl(&["get", "--raw", "/metrics"], "").unwrap();
-    let ours = text.lines().filter(|line| line.starts_with(name));
-    ours.filter(|line| labels.iter().all(|label| line.contains(label)))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
-        .sum::<f64>() as u64
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_pod_costs_one_watch_and_no_request() {
     // One of its own: it counts for all namespaces, and other tests read ConfigMaps, too.
@@ -45,9 +36,8 @@ async fn an_idle_pod_costs_one_watch_and_no_request() {
     let text = serde_json::to_string(&bundle).unwrap();
     let map = json!({"metadata": {"name": BUNDLE_CONFIG_MAP}, "data": {BUNDLE_KEY: text}});
     maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
-    let watches =
-        || metric(server, "apiserver_longrunning_requests", &["\"configmaps\"", "verb=\"WATCH\""]);
-    let requests = || metric(server, "apiserver_request_total", &["resource=\"configmaps\""]);
+    let watches = || server.watches("configmaps");
+    let requests = || server.metric("apiserver_request_total", &["resource=\"configmaps\""]);
     let (watches_before, requests_before) = (watches(), requests());
 
     let stop = CancellationToken::new();
@@ -185,10 +175,7 @@ async fn a_pod_in_several_elections_follows_them_by_one_watch_where_that_is_allo
     }
     let shared = BundleBackend { share_watch: true, ..BundleBackend::of(Substrate::Lease) };
     let bundle = mk_bundle_with("lease", shared, &yaml);
-    let watches = || {
-        let labels = ["resource=\"leases\"", "verb=\"WATCH\""];
-        metric(server, "apiserver_longrunning_requests", &labels)
-    };
+    let watches = || server.watches("leases");
     let before = watches();
     // The first leads in all, the second stands by in all.
     let mut pods = Vec::new();

@@ -10,7 +10,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{Stream, TryStreamExt, stream::BoxStream};
+use futures::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use holdfast_core::BackendError;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{
@@ -18,6 +21,7 @@ use kube::{
     api::{Patch, PatchParams, WatchEvent, WatchParams},
 };
 use serde_json::Value;
+use tokio::time::{Instant, timeout};
 
 use super::{feed::Feeds, names};
 
@@ -27,6 +31,10 @@ const CONNECT: Duration = Duration::from_secs(2);
 const CALL: Duration = Duration::from_secs(5);
 /// How long the API server keeps a watch open; the next one continues where it ended.
 const WATCH_SECONDS: u32 = 240;
+/// The API server ends a watch, or says that nothing happened, more often than this.
+const SILENCE: Duration = Duration::from_secs(255);
+/// A watch that ends sooner than this has failed, however politely: the next one would end, too.
+const SHORT: Duration = Duration::from_secs(2);
 
 /// The Leases of all namespaces that this process may touch.
 #[derive(Clone)]
@@ -98,7 +106,7 @@ impl LeaseClient {
         budget: Duration,
     ) -> Result<Lease, Fault> {
         let api: Api<Lease> = Api::namespaced(self.calls.clone(), namespace);
-        match tokio::time::timeout(budget.min(CALL), api.get(name)).await {
+        match timeout(budget.min(CALL), api.get(name)).await {
             Ok(answer) => answer.map_err(|error| match sort(error) {
                 // A read changes nothing, whatever became of it.
                 Fault::Unknown(what) => Fault::Unavailable(what),
@@ -120,7 +128,7 @@ impl LeaseClient {
         let field_manager = Some(names::FIELD_MANAGER.to_owned());
         let params = PatchParams { field_manager, ..PatchParams::default() };
         let body = Patch::Merge(body);
-        match tokio::time::timeout(budget.min(CALL), api.patch(name, &params, &body)).await {
+        match timeout(budget.min(CALL), api.patch(name, &params, &body)).await {
             Ok(answer) => answer.map_err(sort),
             Err(_) => Err(Fault::Unknown(format!("no answer within {budget:?}"))),
         }
@@ -149,7 +157,7 @@ impl LeaseClient {
         from: &str,
     ) -> Result<BoxStream<'static, Result<(String, Seen), Fault>>, Fault> {
         let ours = WatchParams::default().labels(&format!("{}=true", names::LABEL_MANAGED));
-        Ok(Box::pin(self.open(namespace, ours, from).await?))
+        self.open(namespace, ours, from).await
     }
 
     async fn open(
@@ -157,11 +165,11 @@ impl LeaseClient {
         namespace: &str,
         params: WatchParams,
         from: &str,
-    ) -> Result<impl Stream<Item = Result<(String, Seen), Fault>> + Send + use<>, Fault> {
+    ) -> Result<BoxStream<'static, Result<(String, Seen), Fault>>, Fault> {
         let api: Api<Lease> = Api::namespaced(self.watches.clone(), namespace);
         let params = WatchParams { bookmarks: true, ..params.timeout(WATCH_SECONDS) };
-        match tokio::time::timeout(CALL, api.watch(&params, from)).await {
-            Ok(stream) => Ok(sightings(stream.map_err(sort)?)),
+        match timeout(CALL, api.watch(&params, from)).await {
+            Ok(stream) => Ok(Box::pin(minded(sightings(stream.map_err(sort)?)))),
             Err(_) => Err(Fault::Unavailable(format!("no watch within {CALL:?}"))),
         }
     }
@@ -188,6 +196,20 @@ fn sightings(
             Ok((String::new(), Seen::Bookmark(mark.metadata.resource_version)))
         }
         WatchEvent::Error(status) => Err(sort(kube::Error::Api(status))),
+    })
+}
+
+/// A watch that falls silent, or ends at once, ends with a fault.
+fn minded<T>(events: impl Stream<Item = Result<T, Fault>>) -> impl Stream<Item = Result<T, Fault>> {
+    let begun = Instant::now();
+    stream::try_unfold(Box::pin(events), move |mut events| async move {
+        let why = match timeout(SILENCE, events.next()).await {
+            Ok(Some(event)) => return event.map(|event| Some((event, events))),
+            Ok(None) if begun.elapsed() >= SHORT => return Ok(None),
+            Ok(None) => "the watch ended at once",
+            Err(_) => "the watch fell silent",
+        };
+        Err(Fault::Unavailable(why.into()))
     })
 }
 

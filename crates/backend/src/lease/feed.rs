@@ -21,7 +21,7 @@ use std::{
 use futures::{StreamExt, stream, stream::BoxStream};
 use tokio::{
     sync::broadcast::{self, error::RecvError},
-    time::{Instant, timeout},
+    time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -31,16 +31,12 @@ use super::{
 };
 use crate::hub::lock;
 
-/// The API server ends a watch, or says that nothing happened, more often than this.
-pub(super) const SILENCE: Duration = Duration::from_secs(255);
 /// How long a read takes at most.
 const READ: Duration = Duration::from_secs(2);
 /// By how many events a follower may be behind before it has to read anew.
 const BEHIND: usize = 256;
 /// For how long an API server that refused is not asked again.
 const REFUSED: Duration = Duration::from_secs(300);
-/// A watch that ends sooner than this has failed, however politely.
-const SHORT: Duration = Duration::from_secs(2);
 
 /// The feeds of a process, by namespace.
 #[derive(Default)]
@@ -178,24 +174,18 @@ async fn run(
     events: broadcast::Sender<Event>,
     is_over: Arc<AtomicBool>,
 ) {
-    let fault = loop {
+    let fault = 'watching: loop {
         let mut watch = match client.watch_all(&namespace, &from).await {
             Ok(watch) => watch,
             Err(fault) => break fault,
         };
-        let begun = Instant::now();
-        let ended = loop {
-            let (name, seen) = match timeout(SILENCE, watch.next()).await {
-                Ok(Some(Ok(event))) => event,
-                Ok(Some(Err(fault))) => break Some(fault),
-                Ok(None) if begun.elapsed() < SHORT => {
-                    break Some(Fault::Unavailable("the watch ended at once".into()));
-                }
-                // The next one goes on where this one ended.
-                Ok(None) => break None,
-                Err(_) => break Some(Fault::Unavailable("the watch fell silent".into())),
+        // When it ends the next one goes on from there.
+        while let Some(next) = watch.next().await {
+            let event = match next {
+                Ok(event) => event,
+                Err(fault) => break 'watching fault,
             };
-            let version = match &seen {
+            let version = match &event.1 {
                 Seen::Lease(lease) => lease.metadata.resource_version.as_deref(),
                 Seen::Bookmark(version) | Seen::Deleted(version) => Some(version.as_str()),
             };
@@ -204,10 +194,7 @@ async fn run(
                 version.clone_into(&mut from);
             }
             // Nobody listens any more: this task is about to be stopped.
-            drop(events.send(Event::Of(Arc::new((name, seen)))));
-        };
-        if let Some(fault) = ended {
-            break fault;
+            drop(events.send(Event::Of(Arc::new(event))));
         }
     };
     if let Fault::Refused(why) = &fault {

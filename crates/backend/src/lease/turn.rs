@@ -26,7 +26,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     client::{Fault, Seen},
-    feed::SILENCE,
     grant::{Inner, Taken, call_budget},
     line::Asking,
     local::Waiter,
@@ -305,18 +304,14 @@ async fn watch(inner: Arc<Inner>, slot: Slot) {
         let version = version.unwrap_or_else(|| AS_IT_IS.to_owned());
         let begun = Instant::now();
         let ended = follow(&inner, &slot, &version, &mut from).await;
-        let is_long = begun.elapsed() > RETRY_CAP;
-        if is_long {
+        if begun.elapsed() > RETRY_CAP {
             backoff.reset();
-        }
-        // One that ends at once has failed, however politely.
-        if ended.is_err() || !is_long {
-            sleep(backoff.next_delay()).await;
         }
         if let Err(fault) = ended {
             tracing::debug!(lease = slot.name(), ?fault, "a Lease's watch ended");
             // The newest record may be older than all that the API server remembers.
             from = (fault == Fault::TooOld).then(|| AS_IT_IS.to_owned());
+            sleep(backoff.next_delay()).await;
             // What is not found out here is told by the next watch.
             drop(inner.read(&slot, RETRY_CAP).await);
         }
@@ -331,14 +326,9 @@ async fn follow(
     from: &mut Option<String>,
 ) -> Result<(), Fault> {
     let mut events = inner.client.watch(&slot.at.namespace, &slot.name(), version).await?;
-    loop {
-        let event = match tokio::time::timeout(SILENCE, events.next()).await {
-            Ok(Some(event)) => event?,
-            Ok(None) => return Ok(()),
-            Err(_) => return Err(Fault::Unavailable("the watch fell silent".into())),
-        };
+    while let Some(event) = events.next().await {
         let now = inner.clock.now();
-        match event {
+        match event? {
             Seen::Lease(lease) => match Snapshot::of(&lease) {
                 Ok(seen) => {
                     *from = Some(seen.basis.version.clone());
@@ -361,6 +351,7 @@ async fn follow(
             Seen::Bookmark(version) => *from = Some(version),
         }
     }
+    Ok(())
 }
 
 /// What a contender adds to an expiry: up to a twentieth of the duration, at most half a second.

@@ -52,6 +52,11 @@ async fn hold_all(pod: &Sidecar, all: &[Address], config: &Arc<LockConfig>) -> V
     holds
 }
 
+/// How many requests there have been on these Leases.
+fn requests(server: &ApiServer, all: &[Address]) -> usize {
+    all.iter().map(|at| server.requests(&lease_of(at)).len()).sum()
+}
+
 /// What is released is handed over soon, by nothing but what a watch tells.
 async fn hand_over(
     from: &Sidecar,
@@ -71,15 +76,7 @@ async fn hand_over(
 async fn all_who_wait_in_a_process_have_one_watch() {
     // One of its own: its metrics count all watches there are.
     let server = &ApiServer::start();
-    let watches = || {
-        let text = server.kubectl(&["get", "--raw", "/metrics"], "").unwrap();
-        let ours = text.lines().filter(|line| {
-            line.starts_with("apiserver_longrunning_requests")
-                && line.contains("resource=\"leases\"")
-                && line.contains("verb=\"WATCH\"")
-        });
-        ours.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
-    };
+    let watches = || server.watches("leases");
     let config = mk_config(TTL);
     let a = Sidecar::new(server, "a").await;
     let mut all = Vec::new();
@@ -88,17 +85,17 @@ async fn all_who_wait_in_a_process_have_one_watch() {
     }
     let holds = hold_all(&a, &all, &config).await;
     let before = watches();
-    for (shares, count) in [(false, 6.0), (true, 1.0)] {
+    for (shares, count) in [(false, 6), (true, 1)] {
         let b = match shares {
             false => Sidecar::new(server, "b").await,
             true => Sidecar::sharing(server, "b", "admin", server.port()).await,
         };
         let b = Arc::new(b);
         let mut waits = wait_for(&b, &all, &config).await;
-        eventually("so many watches", async || watches() - before == count).await;
+        eventually("so many watches", async || watches() == before + count).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(watches() - before, count, "shares: {shares}");
-        let asked = || all.iter().map(|at| server.requests(&lease_of(at)).len()).sum::<usize>();
+        assert_eq!(watches(), before + count, "shares: {shares}");
+        let asked = || requests(server, &all);
         let quiet = asked();
         // What goes on is told to all of them, and none asks.
         a.locks.renew(&all[0], &config, &holds[0], TTL).await.unwrap();
@@ -158,7 +155,7 @@ async fn a_lease_that_has_not_changed_for_long_is_waited_for_without_requests() 
         let (at, hold) = (&all[index..=index], &holds[index..=index]);
         let mut waits = wait_for(&pod, at, &config).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let asked = || server.requests(&lease_of(&at[0])).len();
+        let asked = || requests(server, at);
         let quiet = asked();
         tokio::time::sleep(Duration::from_secs(4)).await;
         assert_eq!(asked() - quiet, 0, "{} asks", pod.name);
@@ -177,7 +174,7 @@ async fn who_may_not_watch_all_watches_each_by_name() {
     let mut waits = wait_for(&b, &all, &config).await;
     // Watched, and not asked for again and again.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let asked = || all.iter().map(|at| server.requests(&lease_of(at)).len()).sum::<usize>();
+    let asked = || requests(server, &all);
     let quiet = asked();
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(asked(), quiet, "waiting costs requests");

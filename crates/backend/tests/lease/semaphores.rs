@@ -16,7 +16,7 @@ use kube::api::PostParams;
 
 use crate::{
     apiserver::ApiServer,
-    fixture::{Sidecar, eventually, fresh, leases, mk_config, plane},
+    fixture::{Sidecar, allow, eventually, fresh, leases, mk_config, plane},
     relay::Relay,
 };
 
@@ -324,22 +324,7 @@ async fn slots_that_are_gone_are_passed_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rights_by_name_are_all_that_is_needed() {
     let (at, config, server) = (mk_slots(2).await, mk_class(2, TTL), plane());
-    let role = serde_json::json!({
-        "apiVersion": "v1", "kind": "List", "items": [
-            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role",
-              "metadata": { "name": "slots", "namespace": "default" },
-              "rules": [{ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
-                          "resourceNames": [slot(&at, 0), slot(&at, 1)],
-                          "verbs": ["get", "watch", "patch"] }] },
-            { "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-              "metadata": { "name": "slots", "namespace": "default" },
-              "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role",
-                           "name": "slots" },
-              "subjects": [{ "apiGroup": "rbac.authorization.k8s.io", "kind": "User",
-                             "name": "sidecar" }] },
-        ]
-    });
-    server.kubectl(&["apply", "-f", "-"], &role.to_string()).unwrap();
+    allow(server, "slots", &[slot(&at, 0), slot(&at, 1)]);
     let (clock, port) = (Arc::new(SystemClock), server.port());
     let a = Pod::of(Sidecar::with(server, "a", "sidecar", port, clock).await);
     eventually("the rights are given", async || a.permits.query(&at, &config).await.is_ok()).await;

@@ -175,6 +175,23 @@ impl ApiServer {
             .collect()
     }
 
+    /// The sum of a metric's lines that have all of these labels.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        let text = self.kubectl(&["get", "--raw", "/metrics"], "").unwrap();
+        let ours = text.lines().filter(|line| line.starts_with(name));
+        ours.filter(|line| labels.iter().all(|label| line.contains(label)))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum::<f64>() as u64
+    }
+
+    /// The watches of a resource that are open.
+    #[allow(dead_code, reason = "not every suite that shares this file needs it")]
+    pub fn watches(&self, resource: &str) -> u64 {
+        let resource = format!("resource=\"{resource}\"");
+        self.metric("apiserver_longrunning_requests", &[&resource, "verb=\"WATCH\""])
+    }
+
     /// Stops etcd from running without ending it, or lets it go on.
     #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn pause_etcd(&self, pause: bool) {
