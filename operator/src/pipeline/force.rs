@@ -77,35 +77,36 @@ pub async fn by_annotation<K: Controlled>(
     };
     let slots = (K::KIND == Kind::Semaphore && valid.substrate == Substrate::Lease)
         .then(|| LeaseSemaphores::beside(&ctx.leases));
-    let taken = match (slots, only) {
+    let mut taken = Vec::new();
+    let tried = match (slots, only) {
         // Slot by slot, and perhaps only some of them before a crash: the fence of each tells.
         (Some(slots), None) => {
-            Some(within(slots.force_release_up_to(&at, config, meant_for)).await.map_err(store)?)
+            within(slots.force_release_up_to(&at, config, meant_for, &mut taken)).await
         }
-        (_, None) if newest > meant_for => None,
+        (_, None) if newest > meant_for => Ok(()),
         // A hold that is named by its fence is that one or none, whatever was granted since.
         (_, only) => {
-            Some(within(locks.force_release_holds(&at, config, only)).await.map_err(store)?)
+            within(locks.force_release_holds(&at, config, only)).await.map(|all| taken = all)
         }
     };
-    if let Some(taken) = taken {
-        // Where what was older is taken once more, there may be nothing left of it.
-        if taken.is_empty() && (newest <= meant_for || only.is_some()) {
-            let note = format!("key \"{}\" was not held: nothing to release", at.key);
-            ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
-        }
-        for view in taken {
-            tracing::info!(lock = %at, holder = %view.holder, fence = %view.fence,
-                "released by force");
-            let note = format!(
-                "key \"{}\" was taken from pod \"{}\" (fence {}) by the annotation \
-                 {ANNOTATION_FORCE_RELEASE}",
-                at.key, view.holder, view.fence
-            );
-            let about = Some((view.holder.to_string(), at.key.to_string()));
-            ctx.forced.note(&at, view.fence);
-            ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
-        }
+    // Those that were taken are told even if the rest was not: the next try does not find them.
+    for view in &taken {
+        tracing::info!(lock = %at, holder = %view.holder, fence = %view.fence,
+            "released by force");
+        let note = format!(
+            "key \"{}\" was taken from pod \"{}\" (fence {}) by the annotation \
+             {ANNOTATION_FORCE_RELEASE}",
+            at.key, view.holder, view.fence
+        );
+        let about = Some((view.holder.to_string(), at.key.to_string()));
+        ctx.forced.note(&at, view.fence);
+        ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
+    }
+    tried.map_err(store)?;
+    // Where what was older is taken once more, there may be nothing left of it.
+    if taken.is_empty() && (newest <= meant_for || only.is_some()) {
+        let note = format!("key \"{}\" was not held: nothing to release", at.key);
+        ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
     }
     apply::annotate(ctx, object, done).await
 }

@@ -13,6 +13,7 @@ use super::{
     grant::{Inner, TRIES, ago, call_budget, held_for, is_held_by},
     local::{Open, Own},
     names,
+    record::Snapshot,
     slot::Slot,
 };
 use crate::hub::lock;
@@ -184,7 +185,8 @@ impl Inner {
     }
 
     /// Takes a hold from whoever has it, if it is the one that is meant. What it wrote as a fence is
-    /// higher than the hold's. Returns whom it was taken from.
+    /// higher than the hold's. Returns whom it was taken from, also when that is known only by what
+    /// is read after a write whose answer was lost.
     pub(super) async fn force(
         &self,
         slot: &Slot,
@@ -192,28 +194,43 @@ impl Inner {
         is_meant: impl Fn(Option<&HolderView>) -> bool,
     ) -> Result<Option<HolderView>, BackendError> {
         let budget = call_budget(config);
+        let mut failed = Fault::Conflict;
+        // The state that a write of unknown outcome was based on, and who held then.
+        let mut open: Option<(Snapshot, Option<HolderView>)> = None;
         for _ in 0..TRIES {
             let seen = self.read(slot, budget).await?;
+            if let Some((before, holder)) = open.take()
+                && seen.is_after_force_on(&before)
+            {
+                self.tell_lost(&before);
+                return Ok(holder);
+            }
             let holder = self.holder(slot, config, &seen);
             if seen.record.mark.is_none() || !is_meant(holder.as_ref()) {
                 return Ok(None);
             }
             match self.write(slot, &seen.basis.force(), budget).await? {
                 Ok(_) => {
-                    // Holders elsewhere learn it with their next renewal.
-                    let mark = seen.record.mark.unwrap_or_default();
-                    let mine = lock(&self.local).by_mark(&mark);
-                    if let Some(hold) = mine {
-                        lock(&self.local).end(&hold);
-                        self.hub.send(&hold, Push::Lost);
-                    }
+                    self.tell_lost(&seen);
                     return Ok(holder);
                 }
                 Err(Fault::Conflict) => {}
+                Err(fault @ Fault::Unknown(_)) => (failed, open) = (fault, Some((seen, holder))),
                 Err(fault) => return Err(fault.on(&slot.at.namespace, &slot.name())),
             }
         }
-        Err(Fault::Conflict.on(&slot.at.namespace, &slot.name()))
+        Err(failed.on(&slot.at.namespace, &slot.name()))
+    }
+
+    /// Tells the holder that its hold was taken, if it is here. Elsewhere it learns it with its next
+    /// renewal.
+    fn tell_lost(&self, before: &Snapshot) {
+        let mark = before.record.mark.as_deref().unwrap_or_default();
+        let mine = lock(&self.local).by_mark(mark);
+        if let Some(hold) = mine {
+            lock(&self.local).end(&hold);
+            self.hub.send(&hold, Push::Lost);
+        }
     }
 
     /// Makes sure that an open write of a hold is not carried out any more, or undoes it. A plain

@@ -96,6 +96,14 @@ impl Snapshot {
         self.basis.version.parse().ok()
     }
 
+    /// Whether this is what [`Basis::force`] of an earlier state has made: nothing else unheld has
+    /// that state's version as its fence.
+    pub(super) fn is_after_force_on(&self, earlier: &Snapshot) -> bool {
+        self.basis.uid == earlier.basis.uid
+            && self.record.mark.is_none()
+            && self.record.fence.map(Fence::get) == earlier.version()
+    }
+
     /// The fence that a grant on top of this state gets.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ use super::{
     LeaseLocks,
     grant::{Inner, TRIES},
     line::LOST_THE_RACE,
+    record::Snapshot,
+    slot::Slot,
 };
 
 mod search;
@@ -50,8 +52,10 @@ impl LeaseSemaphores {
         Arc::new(LeaseSemaphores { inner: locks.inner.clone() })
     }
 
-    /// Takes, from whoever has them, the holds whose fences are not above this one. For a release that
-    /// is carried out in several steps, perhaps again after a crash: what was granted since is kept.
+    /// Takes, from whoever has them, the holds whose fences are not above this one, and adds each to
+    /// the list as it is taken: the list is true whatever the call ends with, also when it is dropped
+    /// half-way. For a release that is carried out in several steps, perhaps again after a crash: what
+    /// was granted since is kept.
     ///
     /// # Errors
     /// [`BackendError`]; what has been taken stays taken.
@@ -60,8 +64,9 @@ impl LeaseSemaphores {
         at: &Address,
         config: &LockConfig,
         newest: Fence,
-    ) -> Result<Vec<HolderView>, BackendError> {
-        self.force(at, config, |holder| holder.fence <= newest).await
+        taken: &mut Vec<HolderView>,
+    ) -> Result<(), BackendError> {
+        self.force(at, config, |holder| holder.fence <= newest, taken).await
     }
 
     async fn force(
@@ -69,23 +74,24 @@ impl LeaseSemaphores {
         at: &Address,
         config: &LockConfig,
         is_meant: impl Fn(&HolderView) -> bool,
-    ) -> Result<Vec<HolderView>, BackendError> {
+        taken: &mut Vec<HolderView>,
+    ) -> Result<(), BackendError> {
         self.read(at, config, 0..MAX_SLOTS).await?;
-        let mut taken = Vec::new();
-        for (slot, seen) in self.records(at) {
-            let holder = self.inner.holder(&slot, config, &seen);
-            if holder.is_some_and(|holder| is_meant(&holder)) {
-                let forced =
-                    self.inner.force(&slot, config, |holder| holder.is_some_and(&is_meant));
-                match forced.await {
-                    Ok(holder) => taken.extend(holder),
-                    Err(BackendError::NotFound(_)) => {}
-                    Err(error) => return Err(error),
-                }
+        let meant = |(slot, seen): (Slot, Snapshot)| {
+            let holder = self.inner.holder(&slot, config, &seen).filter(&is_meant)?;
+            Some((holder.fence, slot))
+        };
+        let mut slots: Vec<_> = self.records(at).into_iter().filter_map(meant).collect();
+        slots.sort_by_key(|(fence, _)| *fence);
+        for (_, slot) in slots {
+            let forced = self.inner.force(&slot, config, |holder| holder.is_some_and(&is_meant));
+            match forced.await {
+                Ok(holder) => taken.extend(holder),
+                Err(BackendError::NotFound(_)) => {}
+                Err(error) => return Err(error),
             }
         }
-        taken.sort_by_key(|holder| holder.fence);
-        Ok(taken)
+        Ok(())
     }
 
     fn view(&self, at: &Address, config: &LockConfig) -> LockView {
@@ -246,7 +252,10 @@ impl LockBackend for LeaseSemaphores {
         config: &LockConfig,
         only: Option<Fence>,
     ) -> Result<Vec<HolderView>, BackendError> {
-        self.force(at, config, |holder| only.is_none_or(|fence| holder.fence == fence)).await
+        let mut taken = Vec::new();
+        let is_meant = |holder: &HolderView| only.is_none_or(|fence| holder.fence == fence);
+        self.force(at, config, is_meant, &mut taken).await?;
+        Ok(taken)
     }
 
     async fn list(

@@ -9,7 +9,7 @@ use holdfast_backend::{
 };
 use holdfast_core::{
     Address, BackendError, Fence, HoldId, Kind, SystemClock,
-    lock::{Attempt, LockBackend, LockConfig, Renewal},
+    lock::{Attempt, HolderView, LockBackend, LockConfig, Renewal},
     semaphore::slots::MAX_SLOTS,
 };
 use kube::api::PostParams;
@@ -291,11 +291,47 @@ async fn a_forced_release_that_is_carried_out_again_takes_nothing_newer() {
     let taken = b.permits.force_release_holds(&at, &config, Some(_one.fence)).await.unwrap();
     assert_eq!(taken.len(), 1);
     let (three, _three) = b.hold(&at, &config).await;
-    let taken = a.permits.force_release_up_to(&at, &config, newest).await.unwrap();
-    assert_eq!(taken.iter().map(|view| view.fence).collect::<Vec<_>>(), [held.fence]);
+    let mut taken = Vec::new();
+    a.permits.force_release_up_to(&at, &config, newest, &mut taken).await.unwrap();
+    assert_eq!(fences(&taken), [held.fence]);
     assert_eq!(a.permits.renew(&at, &config, &two, TTL).await.unwrap(), Renewal::Lost);
     let renewed = b.permits.renew(&at, &config, &three, TTL).await.unwrap();
     assert!(matches!(renewed, Renewal::Renewed { .. }), "a newer hold was taken");
+}
+
+fn fences(taken: &[HolderView]) -> Vec<Fence> {
+    taken.iter().map(|view| view.fence).collect()
+}
+
+/// What has been taken is told, however the call ends, and once: also what was taken by a write whose
+/// answer was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forced_release_tells_what_it_took_when_it_is_given_up() {
+    let (at, config) = (mk_slots(3).await, mk_class(3, TTL));
+    let a = Pod::new("a").await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(a.hold(&at, &config).await.1);
+    }
+    let all: Vec<_> = held.iter().map(|hold| hold.fence).collect();
+    let newest = a.permits.query(&at, &config).await.unwrap().last_fence.unwrap();
+    let relay = Relay::to(plane().port()).await;
+    let operator = Pod::through("operator", relay.port).await;
+    relay.faults.spare.store(1, SeqCst);
+    relay.faults.hold_request_ms.store(20_000, SeqCst);
+    let mut taken = Vec::new();
+    tokio::select! {
+        done = operator.permits.force_release_up_to(&at, &config, newest, &mut taken) => {
+            panic!("the second write was not held back: {done:?}")
+        }
+        () = relay.fault() => {}
+    }
+    assert_eq!(fences(&taken), all[..1]);
+
+    relay.faults.lose_reply.store(1, SeqCst);
+    operator.permits.force_release_up_to(&at, &config, newest, &mut taken).await.unwrap();
+    assert_eq!(relay.faults.fired.load(SeqCst), 2, "no answer was lost");
+    assert_eq!((fences(&taken), a.used(&at, &config).await), (all, 0));
 }
 
 /// A pod with an old class meets slots that are gone, and goes on to others; without any it is told.
