@@ -41,7 +41,7 @@ impl Hold {
             max_hold,
             manual,
             granted: now,
-            life: Life::new(ttl, held.ttl, held.deadline, most, held.claimed, !manual),
+            life: Life::new(ttl, held.ttl, held.deadline, most, held.claimed, !manual, now),
             bound: bound.unwrap_or(Bound::Process),
             due_ns: NO_TIMER,
             releasing: false,

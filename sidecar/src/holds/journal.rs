@@ -135,7 +135,7 @@ impl Holds {
         .collect()
     }
 
-    /// Takes up the holds of an earlier run whose deadlines have not passed; each is renewed at once,
+    /// Takes up the holds of an earlier run whose deadlines have not passed; each is renewed soon,
     /// so that one that the store has given up is told as lost. Returns how many there are.
     pub fn resume(&self, contents: Contents, sidecar: &Sidecar, hub: &Arc<Hub>) -> usize {
         let (now, snapshot) = (self.clock.now(), sidecar.snapshot.load());

@@ -16,6 +16,10 @@ const RETRY_BASE: Duration = Duration::from_millis(50);
 /// together are not renewed together.
 const JITTER: u64 = 10;
 
+/// A hold that was offered to a waiter is claimed after this pause: of one that is released before, the
+/// release is all that the store is asked for, and who waits is answered before anything else is done.
+const CLAIM_AFTER: Duration = Duration::from_millis(25);
+
 /// What is to be done with a hold now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -55,8 +59,8 @@ pub struct Life {
 }
 
 impl Life {
-    /// The life of a hold just granted: `asked` is what each renewal asks for, `most` draws its
-    /// deadlines in. An unclaimed one is renewed at once.
+    /// The life, from now on, of a hold just granted: `asked` is what each renewal asks for, `most`
+    /// draws its deadlines in. An unclaimed one is renewed soon.
     pub fn new(
         asked: Duration,
         granted: Duration,
@@ -64,11 +68,15 @@ impl Life {
         most: Duration,
         claimed: bool,
         auto: bool,
+        now: Stamp,
     ) -> Self {
         let deadline = deadline.within(most);
         let renewal = match (auto, claimed) {
             (false, _) => Renewal::Never,
-            (true, false) => Renewal::At(0),
+            (true, false) => {
+                let pause = CLAIM_AFTER.min(deadline.remaining(now) / 10);
+                Renewal::At(now.boot_ns + pause.as_nanos() as u64)
+            }
             (true, true) => Renewal::At(renew_at(deadline, granted)),
         };
         Life { asked, granted, deadline, most, suspended: false, renewal, failures: 0 }
@@ -198,12 +206,12 @@ mod tests {
     }
 
     fn mk_life(auto: bool) -> Life {
-        Life::new(TTL, TTL, Deadline::new(at(0), TTL), Duration::MAX, true, auto)
+        Life::new(TTL, TTL, Deadline::new(at(0), TTL), Duration::MAX, true, auto, at(0))
     }
 
     /// One of a class that trusts a hold for less than its time to live allows.
     fn mk_leading(most: Duration) -> Life {
-        Life::new(TTL, TTL, Deadline::new(at(0), TTL), most, true, true)
+        Life::new(TTL, TTL, Deadline::new(at(0), TTL), most, true, true, at(0))
     }
 
     #[test]
@@ -236,6 +244,17 @@ mod tests {
             let due = mk_life(true).due_ns();
             assert!((at(4_500).boot_ns..=at(5_500).boot_ns).contains(&due));
         }
+    }
+
+    #[test]
+    fn an_offered_hold_is_claimed_soon_but_not_at_once() {
+        let claimed_at = |ttl: Duration, now: Stamp| {
+            let deadline = Deadline::new(at(0), ttl);
+            Life::new(TTL, ttl, deadline, Duration::MAX, false, true, now).due_ns()
+        };
+        assert_eq!(claimed_at(TTL, at(5_000)), at(5_025).boot_ns);
+        // A tenth of the 50 ms that it is trusted for.
+        assert_eq!(claimed_at(Duration::from_millis(100), at(0)), at(5).boot_ns);
     }
 
     #[test]
@@ -305,7 +324,8 @@ mod tests {
     #[test]
     fn the_shortest_holds_are_renewed_and_warned_of_in_time() {
         let ttl = Duration::from_millis(100);
-        let mut life = Life::new(ttl, ttl, Deadline::new(at(0), ttl), Duration::MAX, true, true);
+        let deadline = Deadline::new(at(0), ttl);
+        let mut life = Life::new(ttl, ttl, deadline, Duration::MAX, true, true, at(0));
         assert!(life.due_ns() <= at(28).boot_ns);
         assert_eq!(life.step(at(28), true), Step::Renew);
         assert_eq!(life.step(at(38), true), Step::Suspend);
