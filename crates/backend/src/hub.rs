@@ -139,6 +139,10 @@ impl Slot {
     }
 
     fn deliver(&mut self, hold: &HoldId, push: Push) {
+        if self.pending == Some(Push::Lost) {
+            // What is lost stays lost, whatever other connections bring of before.
+            return;
+        }
         match &self.listener {
             // A closed channel means that its reader is shutting down: nobody to tell.
             Some(Listener::Diverted(to)) => drop(to.send((hold.clone(), push))),

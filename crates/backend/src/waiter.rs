@@ -10,17 +10,19 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
-    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp,
+    Address, BackendError, Clock, Deadline, Fence, Guarantee, HoldId, SessionId, Stamp,
     clock::Backoff,
-    lock::{Acquire, Attempt, Grant, LockBackend, Push, Renewal},
+    lock::{Acquire, Attempt, Grant, LockBackend, LockConfig, Push, Renewal},
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::hub::{Hub, Inbox};
 
 mod beats;
+mod release;
 
 use beats::{Lines, Place};
+pub use release::{Done, Heir};
 
 /// For how long a caller is kept waiting while its unknown outcome is settled.
 const SETTLE_IN_CALL: Duration = Duration::from_secs(5);
@@ -35,7 +37,7 @@ pub struct HeldLock {
     pub ttl: Duration,
     /// Until when it may be trusted without a renewal.
     pub deadline: Deadline,
-    /// Whether the store knows that the holder knows. An unclaimed hold is renewed at once.
+    /// Whether the store knows that the holder knows. An unclaimed hold is renewed soon.
     pub claimed: bool,
     /// Tells when it is lost. Keep it as long as the hold: a retry of the same request that is
     /// given up must not take the hold with it.
@@ -125,13 +127,14 @@ impl LockClient {
                     return Ok(pending.held(grant, since));
                 }
                 Ok(Attempt::Queued { position }) => {
-                    let place = self.lines.join(at, &request, sent);
+                    let place = self.lines.join(at, &request, position, sent);
                     // Few requests wait; the others need not carry the room for it.
                     let turn = Box::pin(self.stand(&mut pending, &request, &place, until, claim));
                     match turn.await? {
                         Turn::Held(held) => return Ok(held),
                         Turn::AskAgain => {}
                         Turn::TimedOut => {
+                            drop(place);
                             Box::pin(pending.settle()).await?;
                             let retry_after = Duration::from_millis(request.config.ttl_ms);
                             return Ok(Acquisition::Locked { retry_after, waiters: position - 1 });
@@ -276,24 +279,35 @@ impl Pending<'_> {
         if client.hub.users(&request.hold) > 0 {
             return None;
         }
-        let runtime = tokio::runtime::Handle::try_current().ok()?;
-        let (backend, at, ttl) = (client.backend.clone(), at.clone(), request.ttl);
-        let (config, hold) = (request.config.clone(), request.hold.clone());
-        Some(runtime.spawn(async move {
-            let give_up = Instant::now() + ttl.max(Duration::from_secs(1)) * SETTLE_FOR_TTLS;
-            let mut backoff = Backoff::new(Duration::from_millis(20), retry_cap(ttl));
-            loop {
-                match backend.cancel(&at, &config, &hold).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) if Instant::now() >= give_up => {
-                        tracing::warn!(%at, %error, "a cancelled request could not be settled");
-                        return Err(BackendError::Unknown(error.to_string()));
-                    }
-                    Err(_) => sleep(backoff.next_delay()).await,
-                }
-            }
-        }))
+        settle(client.backend.clone(), at, &request.config, &request.hold)
     }
+}
+
+/// Cancels a request in the background, until the store answers or nothing of it can be left there.
+/// `None` where there is no runtime any more.
+fn settle(
+    backend: Arc<dyn LockBackend>,
+    at: &Address,
+    config: &Arc<LockConfig>,
+    hold: &HoldId,
+) -> Option<tokio::task::JoinHandle<Result<(), BackendError>>> {
+    let runtime = tokio::runtime::Handle::try_current().ok()?;
+    let (at, config, hold) = (at.clone(), config.clone(), hold.clone());
+    Some(runtime.spawn(async move {
+        let ttl = Duration::from_millis(config.ttl_ms);
+        let give_up = Instant::now() + ttl.max(Duration::from_secs(1)) * SETTLE_FOR_TTLS;
+        let mut backoff = Backoff::new(Duration::from_millis(20), retry_cap(ttl));
+        loop {
+            match backend.cancel(&at, &config, &hold).await {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() >= give_up => {
+                    tracing::warn!(%at, %error, "a cancelled request could not be settled");
+                    return Err(BackendError::Unknown(error.to_string()));
+                }
+                Err(_) => sleep(backoff.next_delay()).await,
+            }
+        }
+    }))
 }
 
 impl Drop for Pending<'_> {

@@ -74,12 +74,13 @@ async fn contend<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
     Ok(std::mem::take(&mut *lock(&relay.took)))
 }
 
-/// Seconds from a release to the answer of the next holder.
-async fn through(port: u16, rounds: usize) -> anyhow::Result<Vec<f64>> {
+/// Seconds from a release to the answer of the next holder. Contenders of several sidecars take turns,
+/// as they came: each hand-over is then to another one's.
+async fn through(ports: &[u16], rounds: usize) -> anyhow::Result<Vec<f64>> {
     let relay = Arc::new(Relay::default());
     let mut contenders = Vec::new();
-    for _ in 0..CONTENDERS {
-        let (mut connection, relay) = (Connection::open(port).await?, relay.clone());
+    for port in ports.iter().cycle().take(CONTENDERS) {
+        let (mut connection, relay) = (Connection::open(*port).await?, relay.clone());
         contenders.push(async move {
             while !relay.is_over(rounds) {
                 let hold = connection.acquire("key=hand&waitSeconds=30").await?;
@@ -148,6 +149,7 @@ async fn bare(redis: &str, rounds: usize) -> anyhow::Result<Vec<f64>> {
 #[derive(Default)]
 struct Beside {
     halves: Vec<f64>,
+    between: Vec<f64>,
     floors: Vec<f64>,
     ours: Vec<f64>,
     theirs: Vec<f64>,
@@ -158,18 +160,23 @@ async fn beside(bench: &Bench, cores: &str) -> anyhow::Result<Beside> {
     let (rounds, each) = if bench.quick { (4, 50) } else { (42, 50) };
     let (classes, redis) = (classes()?, Server::redis(cores).await?);
     let address = format!("127.0.0.1:{}", redis.port);
-    let sidecar = sidecar(bench, cores, &classes, Some(&address)).await?;
+    let pods = [
+        sidecar(bench, cores, &classes, Some(&address)).await?,
+        sidecar(bench, cores, &classes, Some(&address)).await?,
+    ];
+    let ports = pods.each_ref().map(|pod| pod.port);
     let words =
         |port: u16| ["f1", &port.to_string(), &address, "--function"].map(str::to_owned).into();
     let f1 = Server::start(cores, &std::env::current_exe()?, words).await?;
     let mut seen = Beside::default();
     for _ in 0..rounds {
         let mut bare = bare(&address, each).await?;
-        let mut through = through(sidecar.port, each).await?;
+        let mut within = through(&ports[..1], each).await?;
         let bare_half = per_mille(&mut bare, 500);
+        seen.between.push(per_mille(&mut through(&ports, each).await?, 500) / bare_half);
         seen.floors.push(per_mille(&mut alone(f1.port, each).await?, 500) / bare_half);
-        seen.halves.push(per_mille(&mut through, 500) / bare_half);
-        seen.ours.append(&mut through);
+        seen.halves.push(per_mille(&mut within, 500) / bare_half);
+        seen.ours.append(&mut within);
         seen.theirs.append(&mut bare);
     }
     Ok(seen)
@@ -195,12 +202,15 @@ pub async fn measure(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         let ((ours, theirs), (our_tail, their_tail)) = (micros(500), micros(990));
         let half = format!("hand-over p50 ÷ BLPOP's{where_}");
         let tail = format!("hand-over p99 ÷ BLPOP's{where_}");
+        let between = format!("hand-over between two pods, p50 ÷ BLPOP's{where_}");
         let floor = format!("one call over F1 (FCALL) after the same rest ÷ it{where_}");
         figures.extend([
             Figure::new(&half, median(of.halves.clone()), "", half_target)
                 .note(format!("{ours:.0} of {theirs:.0} µs")),
             Figure::new(&tail, our_tail / their_tail, "", tail_target)
                 .note(format!("{our_tail:.0} of {their_tail:.0} µs")),
+            Figure::new(&between, median(of.between.clone()), "", Target::None)
+                .note("the store is asked, and pushes to another sidecar"),
             Figure::new(&floor, median(of.floors.clone()), "", Target::None)
                 .note("what one Function and one HTTP request cost by themselves"),
         ]);

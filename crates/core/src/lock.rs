@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Holder, Key, Kind, SessionId,
-    Stamp, Substrate,
+    Stamp, Substrate, queue::Ticket,
 };
 
 mod config;
@@ -156,6 +156,17 @@ pub struct LockView {
     pub last_fence: Option<Fence>,
 }
 
+/// What has become of a hold that was passed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// Whether it was held until now.
+    pub release: Release,
+    /// Whether its heir has it, with the fence that it was told.
+    pub is_heirs: bool,
+    /// Who is next then, if the heir has it and the queue is first come, first served.
+    pub first: Option<HoldId>,
+}
+
 /// What a store tells a session unasked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Push {
@@ -218,9 +229,37 @@ pub trait LockBackend: Send + Sync + 'static {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError>;
+    /// As [`release`](LockBackend::release); and if a waiter of this session has it now, who is next
+    /// then, where a store tells that and the queue is first come, first served.
+    async fn release_and_look(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<(Release, Option<HoldId>), BackendError> {
+        Ok((self.release(at, config, hold).await?, None))
+    }
     /// As [`release`](LockBackend::release), like [`acquire_now`](LockBackend::acquire_now).
     fn release_now(&self, _: &Address, _: &LockConfig, _: &HoldId, _now: Stamp) -> Option<Release> {
         None
+    }
+    /// The fence of the waiter that the holder with this fence may pass its hold on to before the store
+    /// knows; `None` where the store keeps none for that. See [`pass_on`](LockBackend::pass_on).
+    fn fence_of_heir(&self, _: Fence) -> Option<Fence> {
+        None
+    }
+    /// Ends a hold, which had this fence, and which its holder has passed on to a waiter of its own
+    /// session, with [`fence_of_heir`](LockBackend::fence_of_heir). The store makes that true if the
+    /// hold is still there and the heir was not cancelled. The same again is the same.
+    async fn pass_on(
+        &self,
+        at: &Address,
+        _: &LockConfig,
+        _hold: &HoldId,
+        _: Fence,
+        _heir: &Ticket,
+    ) -> Result<Passed, BackendError> {
+        Err(BackendError::Internal(format!("{at} has no fences for heirs")))
     }
     /// Withdraws a request whatever became of it: takes its ticket out, frees its hold, and refuses
     /// it should it still arrive.

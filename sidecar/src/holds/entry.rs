@@ -32,12 +32,12 @@ pub(super) struct Hold {
 
 impl Hold {
     pub(super) fn new(new: NewHold, now: Stamp) -> Self {
-        let NewHold { class, at, held, ttl, max_hold, permits, bound, is_retry: _ } = new;
+        let NewHold { class, at, held, ttl, max_hold, permits, bound, heir, is_retry: _ } = new;
         let manual = bound.is_none();
         let most = class.renew_deadline.unwrap_or(Duration::MAX);
         let hold = held.inbox.hold().clone();
         Hold {
-            facts: Arc::new(Facts { hold, class, at, fence: held.fence, permits }),
+            facts: Arc::new(Facts { hold, class, at, fence: held.fence, permits, heir }),
             max_hold,
             manual,
             granted: now,
@@ -71,7 +71,7 @@ impl Hold {
             asked: self.life.asked(),
             state: self.life.state(),
             left: deadline.remaining(now),
-            deadline_boot_ns: deadline.boot_ns(),
+            deadline,
             seen: now,
         }
     }

@@ -7,7 +7,10 @@
 
 use std::{fs, io, path::PathBuf, sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use holdfast_backend::{hub::Hub, waiter::HeldLock};
+use holdfast_backend::{
+    hub::Hub,
+    waiter::{Heir, HeldLock},
+};
 use holdfast_core::{Address, Deadline, Fence, HoldId, SessionId, Stamp};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
@@ -165,6 +168,8 @@ impl Holds {
                 permits: record.permits,
                 bound: record.bound.map(|bound| Bound::from_record(bound, now)),
                 is_retry: true,
+                // An heir of before may have been told already.
+                heir: Heir::from(None),
             };
             resumed += usize::from(self.insert(new, now).is_ok());
         }

@@ -2,8 +2,8 @@
 
 use std::{ops::Deref, sync::Arc, time::Duration};
 
-use holdfast_backend::waiter::HeldLock;
-use holdfast_core::{Address, Fence, HoldId, Kind, Stamp};
+use holdfast_backend::waiter::{Done, Heir, HeldLock};
+use holdfast_core::{Address, Deadline, Fence, HoldId, Kind, Stamp};
 use holdfast_wire::HoldState;
 
 use super::ended::End;
@@ -27,6 +27,8 @@ pub struct NewHold {
     pub bound: Option<Bound>,
     /// Whether it may be a retry of what has ended; a name made for this request is not.
     pub is_retry: bool,
+    /// Whom it is passed on to, where that is decided.
+    pub heir: Heir,
 }
 
 /// What of a hold never changes. Whoever looks at the hold shares it: to copy it would be five counts
@@ -42,6 +44,8 @@ pub struct Facts {
     pub fence: Fence,
     /// How many permits it has; 1 of a lock.
     pub permits: u32,
+    /// Whom it is passed on to when it is released.
+    pub heir: Heir,
 }
 
 impl Facts {
@@ -64,8 +68,8 @@ pub struct View {
     pub state: HoldState,
     /// How much longer it may be trusted.
     pub left: Duration,
-    /// When that is over, boot time.
-    pub deadline_boot_ns: u64,
+    /// Until when.
+    pub deadline: Deadline,
     /// When it stood so.
     pub seen: Stamp,
 }
@@ -75,6 +79,15 @@ impl Deref for View {
 
     fn deref(&self) -> &Facts {
         &self.facts
+    }
+}
+
+impl View {
+    /// It, when its app is done with it.
+    pub fn done(&self) -> Done<'_> {
+        let Facts { hold, class, at, fence, heir, .. } = &*self.facts;
+        let (config, ttl, deadline) = (&class.config, self.ttl, self.deadline);
+        Done { at, config, hold, fence: *fence, ttl, deadline, heir }
     }
 }
 

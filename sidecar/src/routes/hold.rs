@@ -133,7 +133,7 @@ fn mk_info(view: &View) -> HoldInfo {
         fence: view.fence.to_string(),
         state: view.state,
         hold_for_ms: view.left.as_millis() as u64,
-        deadline_boottime_ns: view.deadline_boot_ns.to_string(),
+        deadline_boottime_ns: view.deadline.boot_ns().to_string(),
     }
 }
 

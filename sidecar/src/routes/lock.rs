@@ -73,7 +73,7 @@ pub(super) fn mk_granted(view: &View) -> AcquireResponse {
         fence: view.fence.to_string(),
         ttl_ms: view.ttl.as_millis() as u64,
         hold_for_ms: view.left.as_millis() as u64,
-        deadline_boottime_ns: view.deadline_boot_ns.to_string(),
+        deadline_boottime_ns: view.deadline.boot_ns().to_string(),
         guarantee: view.class.guarantee.clone(),
     }
 }
@@ -86,7 +86,7 @@ pub(super) fn write_granted(view: &View) -> Bytes {
         .long("fence", view.fence.get())
         .number("ttlMs", view.ttl.as_millis() as u64)
         .number("holdForMs", view.left.as_millis() as u64)
-        .long("deadlineBoottimeNs", view.deadline_boot_ns)
+        .long("deadlineBoottimeNs", view.deadline.boot_ns())
         .word("guarantee", &view.class.guarantee);
     body.end()
 }
@@ -119,7 +119,7 @@ pub(super) fn mk_renewed(view: &View) -> RenewResponse {
         fence: view.fence.to_string(),
         ttl_ms: view.ttl.as_millis() as u64,
         hold_for_ms: view.left.as_millis() as u64,
-        deadline_boottime_ns: view.deadline_boot_ns.to_string(),
+        deadline_boottime_ns: view.deadline.boot_ns().to_string(),
     }
 }
 

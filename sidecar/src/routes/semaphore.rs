@@ -74,7 +74,7 @@ fn mk_granted(view: &View) -> PermitsResponse {
         fence: view.fence.to_string(),
         ttl_ms: view.ttl.as_millis() as u64,
         hold_for_ms: view.left.as_millis() as u64,
-        deadline_boottime_ns: view.deadline_boot_ns.to_string(),
+        deadline_boottime_ns: view.deadline.boot_ns().to_string(),
         guarantee: view.class.guarantee.clone(),
     }
 }

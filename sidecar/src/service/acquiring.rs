@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_api::bundle::Verb;
-use holdfast_backend::waiter::{Acquisition, HeldLock};
+use holdfast_backend::waiter::{Acquisition, Heir, HeldLock};
 use holdfast_core::{Address, HoldId, SessionId, Stamp, Substrate, lock::Acquire};
 use holdfast_wire::{AcquireRequest, Bind, Code};
 use tokio::time::Instant;
@@ -206,6 +206,7 @@ impl Sidecar {
             permits: terms.permits,
             bound,
             is_retry: terms.request_id.is_some(),
+            heir: Heir::new(),
         };
         self.holds.insert(new, now).map_err(mk_ended)
     }

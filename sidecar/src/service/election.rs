@@ -146,7 +146,7 @@ impl Sidecar {
                 term,
                 hold_id: Some(view.hold.to_string()),
                 hold_for_ms: Some(view.left.as_millis() as u64),
-                deadline_boottime_ns: Some(view.deadline_boot_ns.to_string()),
+                deadline_boottime_ns: Some(view.deadline.boot_ns().to_string()),
                 reason: said.reason.clone(),
             },
             // The term has ended, and the candidate has not heard of it yet.

@@ -91,12 +91,11 @@ impl Sidecar {
 
     /// Whether it was held until now; `Err(None)` when it was not. `now` has just been read.
     async fn release_in_store(&self, view: &View, now: Stamp) -> Result<(), Option<BackendError>> {
-        let (class, backend) = (&view.class, view.class.client.backend());
-        let answer = match backend.release_now(&view.at, &class.config, &view.hold, now) {
-            Some(release) => Ok(release),
-            None => backend.release(&view.at, &class.config, &view.hold).await,
-        };
-        match answer {
+        if self.closing.is_cancelled() {
+            // Who still waits when this process stops is sent away: it goes to another.
+            view.heir.get_or_init(|| None);
+        }
+        match view.class.client.release(&view.done(), now).await {
             Ok(Release::Released) => {
                 self.holds.released(view);
                 Ok(())
@@ -116,6 +115,7 @@ impl Sidecar {
         while let Err(Some(error)) = self.release_in_store(&view, self.clock.now()).await {
             if Instant::now() >= give_up || !error.is_retryable() {
                 tracing::warn!(at = %view.at, %error, "a release did not reach the store");
+                view.class.client.give_up(&view.done());
                 return;
             }
             sleep(backoff.next_delay()).await;

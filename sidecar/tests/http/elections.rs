@@ -46,7 +46,7 @@ async fn pod_with_classes(name: &str, redis: &RedisServer, classes: &str) -> (Ap
 }
 
 /// A pod on a Redis.
-async fn pod(name: &str, redis: &RedisServer) -> App {
+pub async fn pod(name: &str, redis: &RedisServer) -> App {
     pod_with_bundles(name, redis).await.0
 }
 

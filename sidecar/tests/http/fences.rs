@@ -1,6 +1,14 @@
 //! The fence guard over HTTP.
 
-use crate::client::{CLASSES, start, start_with};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::{
+    client::{Answer, App, CLASSES, start, start_with},
+    elections::pod,
+    server::RedisServer,
+};
 
 #[tokio::test]
 async fn the_newest_fence_passes_and_an_older_one_is_told_so() {
@@ -40,6 +48,49 @@ async fn terms_are_fences_and_a_name_of_two_kinds_must_say_which() {
     which.is_problem(422, "invalid_field");
     assert!(which.body["detail"].as_str().unwrap().starts_with("of is missing"), "{which:?}");
     assert_eq!(app.post("/v1/fences/boss/check?fence=1&of=election").await.status, 200);
+}
+
+fn fence(of: &Answer) -> u64 {
+    of.body["fence"].as_str().unwrap().parse().unwrap()
+}
+
+/// Waits with an acquire of this query, while another holds; its answer once that one has released.
+async fn take_over(app: &App, held: &Answer, query: &str) -> Answer {
+    let acquire = format!("/v1/locks/job/acquire?waitSeconds=10{query}");
+    let release = async {
+        while app.get("/v1/locks/job").await.body["waiters"] != 1 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(app.release("job", &held.body).await.status, 200);
+    };
+    tokio::join!(app.post(&acquire), release).0
+}
+
+/// Within a pod the next waiter has the hold before the store knows, with the fence after the last.
+#[tokio::test]
+async fn a_hold_that_is_passed_on_is_guarded_by_what_the_store_knows() {
+    let redis = RedisServer::start(&[]);
+    let app = pod("pod-0", &redis).await;
+    let mut held = app.post("/v1/locks/job/acquire").await;
+    for query in ["", "&renew=manual", "&ttlSeconds=1"] {
+        let next = take_over(&app, &held, query).await;
+        let (old, new) = (fence(&held), fence(&next));
+        assert_eq!((next.status, new), (200, old + 1), "{next:?}");
+        let check = |fence: u64| format!("/v1/fences/job/check?fence={fence}");
+        assert_eq!(app.post(&check(new)).await.status, 200);
+        app.post(&check(old)).await.is_problem(412, "fenced");
+        // Nobody has been granted this one: it would be that of the next who is passed the hold.
+        let early = app.post(&check(new + 1)).await;
+        early.is_problem(503, "backend_unavailable");
+        assert!(early.body["detail"].as_str().unwrap().contains("try again"), "{early:?}");
+        held = next;
+    }
+    // It is the heir's as any other hold is.
+    sleep(Duration::from_millis(1_500)).await;
+    let view = app.get("/v1/locks/job").await.body;
+    assert_eq!(view["holder"]["fence"], held.body["fence"], "{view}");
+    assert_eq!(app.release("job", &held.body).await.status, 200);
+    assert!(fence(&app.post("/v1/locks/job/acquire").await) > fence(&held) + 1);
 }
 
 #[tokio::test]

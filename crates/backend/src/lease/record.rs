@@ -96,8 +96,9 @@ impl Snapshot {
         self.basis.version.parse().ok()
     }
 
-    /// Whether this is what [`Basis::force`] of an earlier state has made: nothing else unheld has
-    /// that state's version as its fence.
+    /// Whether this is what [`Basis::force`] of an earlier state has made: unheld, with that state's
+    /// version as its fence. A grant on that very state that was given back already looks the same:
+    /// the hold of before is over all the same.
     pub(super) fn is_after_force_on(&self, earlier: &Snapshot) -> bool {
         self.basis.uid == earlier.basis.uid
             && self.record.mark.is_none()

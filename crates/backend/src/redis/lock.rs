@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
-        Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Policy, Push,
-        Release, Renewal,
+        Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Passed,
+        Policy, Push, Release, Renewal,
     },
+    queue::Ticket,
 };
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
@@ -24,7 +25,7 @@ use super::{
     config::RedisConfig,
     epoch::KnownEpoch,
     keys::{self, ObjectKeys},
-    policy::{Policies, ms_of},
+    policy::{MAX_MS, Policies, ms_of},
     pushes::{Listener, PushCounts, Topics},
     reply::{Reply, unexpected},
     scripts::Transition,
@@ -259,15 +260,55 @@ impl LockBackend for RedisLocks {
         config: &LockConfig,
         hold: &HoldId,
     ) -> Result<Release, BackendError> {
+        Ok(self.release_and_look(at, config, hold).await?.0)
+    }
+
+    async fn release_and_look(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+    ) -> Result<(Release, Option<HoldId>), BackendError> {
         let args = [hold.as_str(), "", self.session.as_str()];
         let mut reply = self.step(Transition::LockRelease, at, config, None, &args).await?;
         let released = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
-        if let Some((next, grant)) = read_offer(&mut reply)? {
-            self.hub.send(&next, Push::Granted { grant });
-            // Whoever waits is answered before whoever is done.
-            tokio::task::yield_now().await;
-        }
-        Ok(released)
+        let Some((next, grant)) = read_offer(&mut reply)? else { return Ok((released, None)) };
+        self.hub.send(&next, Push::Granted { grant });
+        // Whoever waits is answered before whoever is done.
+        tokio::task::yield_now().await;
+        Ok((released, read_first(&mut reply)?))
+    }
+
+    fn fence_of_heir(&self, own: Fence) -> Option<Fence> {
+        // A grant that waits for replicas is none before they have it; nor is one vote of several.
+        let is_alone = self.acked.is_none() && self.voter.is_none();
+        is_alone.then(|| Fence::compose(own.epoch(), own.sequence() + 1).ok())?
+    }
+
+    async fn pass_on(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        fence: Fence,
+        heir: &Ticket,
+    ) -> Result<Passed, BackendError> {
+        let mut room = [itoa::Buffer::new(); 3];
+        let [seq, ttl, max_hold] = &mut room;
+        let args = [
+            hold.as_str(),
+            seq.format(fence.sequence()),
+            heir.hold.as_str(),
+            heir.session.as_str(),
+            ttl.format(heir.ttl_ms.min(MAX_MS)),
+            max_hold.format(heir.max_hold_ms.min(MAX_MS)),
+            heir.holder.as_str(),
+        ];
+        let tomb = Some(&heir.hold);
+        let mut reply = self.step(Transition::LockPassOn, at, config, tomb, &args).await?;
+        let release = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
+        let (is_heirs, first) = (reply.number()? == 1, read_first(&mut reply)?);
+        Ok(Passed { release, is_heirs, first })
     }
 
     async fn cancel(
@@ -342,6 +383,12 @@ pub(super) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendErro
     let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
     let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
     Ok((Grant { fence, ttl, claimed: true, since: None }, reply.number()? == 1))
+}
+
+/// Who is first in line.
+fn read_first(reply: &mut Reply) -> Result<Option<HoldId>, BackendError> {
+    let first = reply.text()?;
+    if first.is_empty() { Ok(None) } else { HoldId::new(first).map(Some).map_err(unexpected) }
 }
 
 /// The waiter that a release has made the holder, if it is one of ours: hold, sequence, time to live

@@ -23,6 +23,8 @@ pub enum Transition {
     LockRenew,
     /// `lock_release.lua`.
     LockRelease,
+    /// `lock_pass_on.lua`.
+    LockPassOn,
     /// `lock_cancel.lua`.
     LockCancel,
     /// `lock_beat.lua`.
@@ -61,10 +63,11 @@ pub enum Transition {
 
 impl Transition {
     /// Every one there is, in the order of their numbers.
-    pub const ALL: [Transition; 20] = [
+    pub const ALL: [Transition; 21] = [
         Transition::LockAcquire,
         Transition::LockRenew,
         Transition::LockRelease,
+        Transition::LockPassOn,
         Transition::LockCancel,
         Transition::LockBeat,
         Transition::LockForceRelease,
@@ -89,6 +92,7 @@ impl Transition {
             Transition::LockAcquire => "lock_acquire",
             Transition::LockRenew => "lock_renew",
             Transition::LockRelease => "lock_release",
+            Transition::LockPassOn => "lock_pass_on",
             Transition::LockCancel => "lock_cancel",
             Transition::LockBeat => "lock_beat",
             Transition::LockForceRelease => "lock_force_release",
@@ -114,6 +118,7 @@ impl Transition {
             Transition::LockAcquire => include_str!("lua/lock_acquire.lua"),
             Transition::LockRenew => include_str!("lua/lock_renew.lua"),
             Transition::LockRelease => include_str!("lua/lock_release.lua"),
+            Transition::LockPassOn => include_str!("lua/lock_pass_on.lua"),
             Transition::LockCancel => include_str!("lua/lock_cancel.lua"),
             Transition::LockBeat => include_str!("lua/lock_beat.lua"),
             Transition::LockForceRelease => include_str!("lua/lock_force_release.lua"),
@@ -140,6 +145,7 @@ impl Transition {
             Transition::LockAcquire
             | Transition::LockRenew
             | Transition::LockRelease
+            | Transition::LockPassOn
             | Transition::LockCancel
             | Transition::LockBeat
             | Transition::LockForceRelease
@@ -168,6 +174,7 @@ impl Transition {
             Transition::LockAcquire | Transition::SemaphoreAcquire => "'allow-cross-slot-keys'",
             Transition::LockRenew
             | Transition::LockRelease
+            | Transition::LockPassOn
             | Transition::LockCancel
             | Transition::LockBeat
             | Transition::LockForceRelease

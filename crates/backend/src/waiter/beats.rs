@@ -13,6 +13,7 @@ use std::{
 use holdfast_core::{
     Address, Clock, Fence, HoldId, SessionId, Stamp,
     lock::{Acquire, Grant, LockBackend, LockConfig, Push},
+    queue::Ticket,
 };
 use tokio::time::sleep;
 
@@ -29,9 +30,13 @@ pub(super) struct Lines {
 
 #[derive(Default)]
 struct Line {
-    /// How many requests (retries of the same one) stand for each waiter.
-    waiters: HashMap<HoldId, usize>,
+    /// How many requests (retries of the same one) stand for each waiter, and what the newest asks for.
+    waiters: HashMap<HoldId, (usize, Ticket)>,
     config: Option<Arc<LockConfig>>,
+    /// The one who is known to be first in the store's queue.
+    first: Option<HoldId>,
+    /// A hold was passed on, and the store has not answered yet: the next one has to wait for that.
+    is_passing: bool,
     /// The last two beats, newest first: when each was sent, and the newest fence it found.
     beats: [Option<(Stamp, Fence)>; 2],
 }
@@ -64,11 +69,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut lines = lock(&self.lines.lines);
         if let Some(line) = lines.get_mut(&self.at)
-            && let Some(users) = line.waiters.get_mut(&self.hold)
+            && let Some((users, _)) = line.waiters.get_mut(&self.hold)
         {
             *users -= 1;
             if *users == 0 {
                 line.waiters.remove(&self.hold);
+                line.first.take_if(|first| *first == self.hold);
             }
         }
         // The line itself is removed by its task, so that there is never a second one.
@@ -85,18 +91,61 @@ impl Lines {
         Arc::new(Lines { backend, hub, clock, session, lines: Mutex::default() })
     }
 
-    /// Joins the line of a key. `sent` was read before the request that was queued was sent.
-    pub(super) fn join(self: &Arc<Self>, at: &Address, request: &Acquire, sent: Stamp) -> Place {
+    /// Joins the line of a key, at a place counted from 1. `sent` was read before the request that was
+    /// queued was sent.
+    pub(super) fn join(
+        self: &Arc<Self>,
+        at: &Address,
+        request: &Acquire,
+        position: u32,
+        sent: Stamp,
+    ) -> Place {
         let mut lines = lock(&self.lines);
         let is_new = !lines.contains_key(at);
         let line = lines.entry(at.clone()).or_default();
         line.config = Some(request.config.clone());
-        *line.waiters.entry(request.hold.clone()).or_default() += 1;
+        let users = line.waiters.get(&request.hold).map_or(0, |(users, _)| *users);
+        line.waiters.insert(request.hold.clone(), (users + 1, mk_ticket(request)));
+        if position == 1 {
+            line.first = Some(request.hold.clone());
+        } else {
+            line.first.take_if(|first| *first == request.hold);
+        }
         drop(lines);
         if is_new {
             tokio::spawn(self.clone().beat_while_waiting(at.clone(), request.config.clone()));
         }
         Place { lines: self.clone(), at: at.clone(), hold: request.hold.clone(), joined: sent }
+    }
+
+    /// Whoever is first in the store's queue, if it waits here: once, since it is not first after that,
+    /// and not again before [`Lines::passed`].
+    pub(super) fn take_first(&self, at: &Address) -> Option<Ticket> {
+        let mut lines = lock(&self.lines);
+        let line = lines.get_mut(at).filter(|line| !line.is_passing)?;
+        let (_, ticket) = line.waiters.get(&line.first.take()?)?;
+        // One whose time to wait is over may not have left yet.
+        let heir = (self.hub.users(&ticket.hold) > 0).then(|| ticket.clone());
+        line.is_passing = heir.is_some();
+        heir
+    }
+
+    /// The store has answered for a hold that was passed on, or never will. Whether its heir still waits.
+    pub(super) fn passed(&self, at: &Address, heir: &HoldId) -> bool {
+        let mut lines = lock(&self.lines);
+        let Some(line) = lines.get_mut(at) else { return false };
+        line.is_passing = false;
+        line.waiters.contains_key(heir)
+    }
+
+    /// Notes who is first in the store's queue, if it waits here: it stays so until its turn comes or it
+    /// leaves.
+    pub(super) fn note_first(&self, at: &Address, hold: HoldId) {
+        if let Some(line) = lock(&self.lines).get_mut(at)
+            && line.waiters.contains_key(&hold)
+        {
+            line.first = Some(hold);
+        }
     }
 
     async fn beat_while_waiting(self: Arc<Self>, at: Address, first: Arc<LockConfig>) {
@@ -164,5 +213,18 @@ impl Lines {
         for hold in holds {
             self.hub.send(&hold, Push::Requeue);
         }
+    }
+}
+
+/// What a request is in the store's queue.
+fn mk_ticket(request: &Acquire) -> Ticket {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    Ticket {
+        hold: request.hold.clone(),
+        session: request.session.clone(),
+        holder: request.holder.clone(),
+        ttl_ms: ms(request.ttl),
+        max_hold_ms: ms(request.max_hold),
+        permits: request.permits,
     }
 }

@@ -12,6 +12,7 @@ mod fixture;
 mod handover;
 mod limiters;
 mod model;
+mod passing;
 mod ratelimits;
 #[path = "../support/cluster.rs"]
 mod redis_cluster;

@@ -6,9 +6,9 @@ use std::{sync::Arc, time::Duration};
 use holdfast_core::{
     Fence, HoldId, Holder, SessionId,
     lock::{
-        Acquire, Attempt, Beat, Fairness, Grant, HolderView, LockConfig, LockView, Release,
+        Acquire, Attempt, Beat, Fairness, Grant, HolderView, LockConfig, LockView, Passed, Release,
         Renewal,
-        state::{Acquired, Held, LockState, Offer},
+        state::{Acquired, Held, LockState, Offer, PassedOn},
     },
     queue::Ticket,
 };
@@ -34,6 +34,12 @@ pub enum Op {
     },
     Release {
         hold: u8,
+    },
+    /// A hold that its holder has passed on, under the newest sequence or an older one.
+    PassOn {
+        hold: u8,
+        behind: u64,
+        heir: u8,
     },
     Cancel {
         hold: u8,
@@ -65,6 +71,7 @@ pub enum Outcome {
     Attempt(Attempt),
     Renewal(Renewal),
     Release(Release),
+    Passed(Passed),
     Cancelled,
     Beat(Beat),
     Forced(Option<HolderView>),
@@ -78,6 +85,8 @@ pub fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(hold, enqueue, max_hold_ms)| Op::Acquire { hold, enqueue, max_hold_ms }),
         3 => (hold.clone(), 1u64..3_000).prop_map(|(hold, ttl_ms)| Op::Renew { hold, ttl_ms }),
         4 => hold.clone().prop_map(|hold| Op::Release { hold }),
+        3 => (hold.clone(), prop_oneof![5 => Just(0u64), 1 => 1u64..4], hold.clone())
+            .prop_map(|(hold, behind, heir)| Op::PassOn { hold, behind, heir }),
         1 => hold.clone().prop_map(|hold| Op::Cancel { hold }),
         2 => (prop::option::weighted(0.7, hold), -2i64..20)
             .prop_map(|(hold, ahead)| Op::Raise { hold, ahead }),
@@ -134,6 +143,8 @@ impl Outcome {
             Outcome::Renewal(Renewal::Lost) => "lost",
             Outcome::Release(Release::Released) => "released",
             Outcome::Release(Release::NotHeld) => "not held",
+            Outcome::Passed(Passed { is_heirs: true, .. }) => "passed on",
+            Outcome::Passed(_) => "not passed on",
             Outcome::Cancelled => "cancelled",
             Outcome::Beat(Beat { offered, .. }) if !offered.is_empty() => "offered",
             Outcome::Beat(Beat { tickets: 1.., .. }) => "waiting",
@@ -199,6 +210,23 @@ pub fn mk_request(config: &LockConfig, hold: u8, enqueue: bool, max_hold_ms: u64
     }
 }
 
+pub fn mk_ticket(config: &LockConfig, hold: u8, max_hold_ms: u64) -> Ticket {
+    let request = mk_request(config, hold, true, max_hold_ms);
+    Ticket {
+        hold: request.hold,
+        session: request.session,
+        holder: request.holder,
+        ttl_ms: config.ttl_ms,
+        max_hold_ms,
+        permits: 1,
+    }
+}
+
+/// The sequence that a hold is passed on under, where `newest` is the one granted last.
+pub fn passed_as(newest: u64, behind: u64) -> u64 {
+    newest.saturating_sub(behind)
+}
+
 /// What a raise is to, where `newest` is the sequence granted last.
 pub fn raise_to(newest: u64, ahead: i64) -> u64 {
     newest.saturating_add_signed(ahead).max(1)
@@ -216,15 +244,7 @@ pub fn model_step(
     let mut lost = Vec::new();
     let (outcome, offer): (Outcome, Option<Offer>) = match op {
         Op::Acquire { hold, enqueue, max_hold_ms } => {
-            let request = mk_request(config, *hold, *enqueue, *max_hold_ms);
-            let want = Ticket {
-                hold: request.hold,
-                session: request.session,
-                holder: request.holder,
-                ttl_ms: config.ttl_ms,
-                max_hold_ms: *max_hold_ms,
-                permits: 1,
-            };
+            let want = mk_ticket(config, *hold, *max_hold_ms);
             let (acquired, offer) = state.acquire(now_ms, seen_ms, policy, want, *enqueue);
             (Outcome::Attempt(mk_attempt(acquired)), offer)
         }
@@ -236,6 +256,19 @@ pub fn model_step(
         Op::Release { hold } => {
             let (held, offer) = state.release(now_ms, seen_ms, policy, &hold_id(*hold));
             (Outcome::Release(if held { Release::Released } else { Release::NotHeld }), offer)
+        }
+        Op::PassOn { hold, behind, heir } => {
+            let seq = passed_as(state.view(seen_ms).2, *behind);
+            let (passed, offer) = state.pass_on(
+                now_ms,
+                seen_ms,
+                policy,
+                (&hold_id(*hold), seq),
+                mk_ticket(config, *heir, 0),
+            );
+            let release = if passed.was_held { Release::Released } else { Release::NotHeld };
+            let PassedOn { is_heirs, first, .. } = passed;
+            (Outcome::Passed(Passed { release, is_heirs, first }), offer)
         }
         Op::Cancel { hold } => {
             let offer = state.cancel(now_ms, seen_ms, policy, &hold_id(*hold), config.ttl_ms);

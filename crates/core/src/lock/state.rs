@@ -17,6 +17,10 @@ use crate::{
     queue::{Queue, Ticket},
 };
 
+mod outcome;
+
+pub use outcome::{Acquired, Beaten, Offer, PassedOn};
+
 /// A hold in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -40,59 +44,6 @@ pub struct Held {
     pub claimed: bool,
 }
 
-/// A hold that a transition granted to a waiter: its session is to be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
-    /// Whom to tell.
-    pub session: SessionId,
-    /// Which of its waiters.
-    pub hold: HoldId,
-    /// The fence's sequence.
-    pub seq: u64,
-    /// For how long the offer stands.
-    pub ttl_ms: u64,
-}
-
-/// The outcome of [`LockState::acquire`], and of a semaphore's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Acquired {
-    /// Granted, or found granted by an earlier attempt of the same hold.
-    Granted {
-        /// The fence's sequence.
-        seq: u64,
-        /// The time to live from now.
-        ttl_ms: u64,
-    },
-    /// In the queue, at this place counted from 1.
-    Queued(u32),
-    /// Held by another; of a semaphore, too few permits are free, or it is not this caller's turn.
-    Locked {
-        /// When that may change by itself.
-        retry_after_ms: u64,
-        /// How many wait.
-        waiters: u32,
-    },
-    /// As many wait as may.
-    QueueFull(u32),
-    /// Of a semaphore: more permits than one hold can ever have; this is the most.
-    TooMany(u32),
-    /// Cancelled before it arrived.
-    Cancelled,
-}
-
-/// What a session learns from [`LockState::beat`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Beaten {
-    /// An unclaimed hold of the session: hold, sequence, what is left of the offer.
-    pub offered: Option<(HoldId, u64, u64)>,
-    /// How many tickets it has in the queue.
-    pub tickets: u32,
-    /// When something changes by itself, at the earliest.
-    pub next_ms: u64,
-    /// The newest fence sequence granted.
-    pub seq: u64,
-}
-
 /// One key of a Lock class.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LockState {
@@ -112,6 +63,9 @@ pub struct LockState {
 /// A request that was cancelled is refused for so many times its class's claim time (or time to
 /// live): longer than any request can be under way.
 pub(crate) const TOMB_FACTOR: u64 = 2;
+/// How far sequences are apart: the one after a hold's own is kept for the waiter that its holder may
+/// pass it on to before the store knows.
+const STEP: u64 = 2;
 
 impl LockState {
     /// A key that nobody has used yet.
@@ -145,7 +99,7 @@ impl LockState {
         self.queue.beat(self.now_ms, &want.session);
         if self.policy.fairness == Fairness::None && self.is_free() {
             self.queue.remove(&want.hold);
-            let (seq, ttl_ms) = self.grant(floor, want, true);
+            let (seq, ttl_ms) = self.grant(self.next_seq(floor), want, true);
             return (Acquired::Granted { seq, ttl_ms }, None);
         }
         // Promoting first keeps a newcomer behind those who wait, on a lock that has just expired.
@@ -161,7 +115,7 @@ impl LockState {
             return (Acquired::Queued(position), offer);
         }
         if self.is_free() && self.queue.is_empty() {
-            let (seq, ttl_ms) = self.grant(floor, want, true);
+            let (seq, ttl_ms) = self.grant(self.next_seq(floor), want, true);
             return (Acquired::Granted { seq, ttl_ms }, offer);
         }
         if !enqueue {
@@ -207,11 +161,50 @@ impl LockState {
         hold: &HoldId,
     ) -> (bool, Option<Offer>) {
         self.begin(now_ms, policy);
-        let held = self.held.take_if(|held| held.hold == *hold);
+        (self.let_go(hold, None), self.promote(floor))
+    }
+
+    /// Ends a hold of this sequence that its holder has passed on already, to a waiter of its own
+    /// session, with the sequence after its own, which no other grant ever has. That is made true if
+    /// the hold is still there, wherever the heir stands in line, unless the heir was cancelled. Else
+    /// the heir is cancelled: it has been told what is not so.
+    pub fn pass_on(
+        &mut self,
+        now_ms: u64,
+        floor: u64,
+        policy: Policy,
+        (hold, seq): (&HoldId, u64),
+        heir: Ticket,
+    ) -> (PassedOn, Option<Offer>) {
+        self.begin(now_ms, policy);
+        let (name, ttl_ms) = (heir.hold.clone(), heir.ttl_ms);
+        let was_held = self.let_go(hold, Some(seq));
+        if was_held && !self.tombs.contains_key(&name) {
+            self.queue.remove(&name);
+            self.grant(seq + 1, heir, true);
+        }
+        // Or it was made true before, and the answer was lost.
+        let is_heirs = |held: &Held| held.hold == name && held.seq == seq + 1;
+        let is_heirs = self.held.as_ref().is_some_and(is_heirs);
+        if !is_heirs {
+            // Not under the number that it was told, so not at all.
+            self.withdraw(&name, ttl_ms);
+        }
+        let is_in_order = self.policy.fairness == Fairness::Fifo;
+        let first = self.queue.get(0).filter(|_| is_heirs && is_in_order);
+        let first = first.map(|ticket| ticket.hold.clone());
+        (PassedOn { was_held, is_heirs, first }, self.promote(floor))
+    }
+
+    /// Ends a hold, if it is there with this sequence.
+    fn let_go(&mut self, hold: &HoldId, seq: Option<u64>) -> bool {
+        let is_meant =
+            |held: &mut Held| held.hold == *hold && seq.is_none_or(|seq| held.seq == seq);
+        let held = self.held.take_if(is_meant);
         if let Some(held) = &held {
             self.free_at_ms = held.since_ms.saturating_add(self.policy.min_hold_ms);
         }
-        (held.is_some(), self.promote(floor))
+        held.is_some()
     }
 
     /// Withdraws a request whatever became of it, and refuses it should it still arrive. A hold it
@@ -225,11 +218,15 @@ impl LockState {
         ttl_ms: u64,
     ) -> Option<Offer> {
         self.begin(now_ms, policy);
+        self.withdraw(hold, ttl_ms);
+        self.promote(floor)
+    }
+
+    fn withdraw(&mut self, hold: &HoldId, ttl_ms: u64) {
         self.held.take_if(|held| held.hold == *hold);
         self.queue.remove(hold);
         let keep_ms = TOMB_FACTOR * ttl_ms.max(self.policy.claim_ms());
         self.tombs.insert(hold.clone(), self.now_ms + keep_ms);
-        self.promote(floor)
     }
 
     /// Raises the newest sequence to `seq` if the key is held as `hold` says (`None`: by nobody) and
@@ -284,7 +281,7 @@ impl LockState {
         self.begin(now_ms, policy);
         let held = self.held.take();
         if held.is_some() {
-            self.seq += 1;
+            self.seq += STEP;
             self.free_at_ms = 0;
         }
         (held, self.promote(floor))
@@ -327,7 +324,7 @@ impl LockState {
         // A head that is still dead after one round of reaping waits for the next transition.
         let head = self.queue.pop_live(self.now_ms, self.policy.beat_ms)?;
         let (session, hold) = (head.session.clone(), head.hold.clone());
-        let (seq, ttl_ms) = self.grant(floor, head, false);
+        let (seq, ttl_ms) = self.grant(self.next_seq(floor), head, false);
         Some(Offer { session, hold, seq, ttl_ms })
     }
 
@@ -335,8 +332,12 @@ impl LockState {
         self.held.is_none() && self.now_ms >= self.free_at_ms
     }
 
-    fn grant(&mut self, floor: u64, to: Ticket, claimed: bool) -> (u64, u64) {
-        self.seq = (self.seq + 1).max(floor).max(self.policy.fence_floor + 1);
+    fn next_seq(&self, floor: u64) -> u64 {
+        (self.seq + STEP).max(floor).max(self.policy.fence_floor + STEP)
+    }
+
+    fn grant(&mut self, seq: u64, to: Ticket, claimed: bool) -> (u64, u64) {
+        self.seq = seq;
         let ttl_ms = if claimed { to.ttl_ms } else { to.ttl_ms.min(self.policy.claim_ms()) };
         let held = Held::granted(to, self.seq, self.now_ms, ttl_ms, claimed);
         let ttl_ms = held.expires_ms - self.now_ms;

@@ -19,7 +19,7 @@ end
 note_beat(st, want.session)
 if not st.policy.fifo and is_free(st) then
   remove(st, want.hold)
-  local ttl = grant(st, want, true)
+  local ttl = grant(st, next_seq(st), want, true)
   save(st)
   return { st.doubt, 'G', st.seq, ttl, st.epoch, 1 }
 end
@@ -41,7 +41,7 @@ if st.waiters > 0 and redis.call('HEXISTS', KEYS[3], 't:' .. want.hold) == 1 the
   end
 end
 if is_free(st) and st.waiters == 0 then
-  local ttl = grant(st, want, true)
+  local ttl = grant(st, next_seq(st), want, true)
   save(st)
   return { st.doubt, 'G', st.seq, ttl, st.epoch, 1 }
 end

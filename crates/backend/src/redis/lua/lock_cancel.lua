@@ -5,13 +5,7 @@
 -- Returns {doubt}.
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
-local hold = ARGV[7]
-if st.held and st.held.hold == hold then st.held = nil end
-remove(st, hold)
-local keep = TOMB_FACTOR * math.max(tonumber(ARGV[8]), claim_ms(st))
--- The script judges by its own time; the store only collects, later, so that a step of its clock
--- does not let a late request in.
-redis.call('SET', KEYS[4], int(st.now + keep), 'PX', int(keep + 60000))
+withdraw(st, ARGV[7], KEYS[4], tonumber(ARGV[8]))
 promote(st)
 save(st)
 return { st.doubt }

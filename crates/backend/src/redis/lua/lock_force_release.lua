@@ -10,7 +10,7 @@ if held then
     st.doubt, held.holder, st.seq, st.epoch, held.expires - st.now, st.now - held.since,
   }
   st.held = nil
-  st.seq = st.seq + 1
+  st.seq = st.seq + STEP
   st.free_at = 0
   redis.call('PUBLISH', st.channel .. held.session, 'l ' .. held.hold)
 end

@@ -4,8 +4,8 @@
 --   9 the session that asks, or ''
 --   10 if there: only the grant of this sequence, never a later one of the same hold
 -- Returns {doubt, 1}, or {doubt, 0} when it was not held; and if it is a waiter of the session that asks
--- who has it now and has not been heard of, also hold, seq, ttl ms, epoch. Whoever releases again,
--- because the answer was lost, is so told again.
+-- who has it now and has not been heard of, also hold, seq, ttl ms, epoch, and who is first in line then,
+-- or ''. Whoever releases again, because the answer was lost, is so told again.
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
 local held, was_held = st.held, 0
@@ -18,6 +18,8 @@ promote(st, nil, ARGV[9])
 save(st)
 held = st.held
 if held and held.claimed == '0' and held.session == ARGV[9] then
-  return { st.doubt, was_held, held.hold, st.seq, held.expires - st.now, st.epoch }
+  return {
+    st.doubt, was_held, held.hold, st.seq, held.expires - st.now, st.epoch, first_in_line(st),
+  }
 end
 return { st.doubt, was_held }

@@ -6,7 +6,7 @@
 --   2 `:q` the queue       list of hold ids, first come first
 --   3 `:w` the waiters     hash: 't:<hold>' -> '<session> <ttl> <max hold> <holder>',
 --                                's:<session>' -> '<last beat> <tickets>'
---   4 `:x:<hold>` tombstone of a cancelled hold (acquire and cancel only): until when, with PX
+--   4 `:x:<hold>` tombstone of a cancelled hold (acquire, pass on and cancel only): until when, with PX
 -- ARGV of every script:
 --   1 the marker's key  2 epoch  3 replid  4 's' strict or 'b' best effort  5 policy
 --   6 the prefix of the sessions' channels  7… the script's own
@@ -22,7 +22,7 @@
 --
 -- Numbers become text by `numbers.lua` only.
 
-local BEATS_TO_LIVE, REAP_AT_ONCE, TOMB_FACTOR = 3, 32, 2
+local BEATS_TO_LIVE, REAP_AT_ONCE, TOMB_FACTOR, STEP = 3, 32, 2, 2
 local RECORD, HELD = '%d %d %d %d %d %s', ' %s %s %d %d %d %d %s %s'
 
 -- A store sees few policies many times: a Function keeps what it has parsed (a script, which starts
@@ -187,9 +187,12 @@ local function extend(st, held, ttl)
   held.claimed = '1'
 end
 
-local function grant(st, ticket, claimed)
-  st.seq = math.max(st.seq + 1, st.now, st.policy.floor + 1)
-  st.epoch = st.grant_epoch
+local function next_seq(st)
+  return math.max(st.seq + STEP, st.now, st.policy.floor + STEP)
+end
+
+local function grant(st, seq, ticket, claimed)
+  st.seq, st.epoch = seq, st.grant_epoch
   local held = {
     hold = ticket.hold, session = ticket.session, holder = ticket.holder, since = st.now,
     ttl = ticket.ttl, max_hold = ticket.max_hold,
@@ -277,6 +280,16 @@ local function remove(st, hold)
   end
 end
 
+-- Takes back all that a hold has and may get; `tomb` refuses its request should it still arrive.
+local function withdraw(st, hold, tomb, ttl)
+  if st.held and st.held.hold == hold then st.held = nil end
+  remove(st, hold)
+  local keep = TOMB_FACTOR * math.max(ttl, claim_ms(st))
+  -- The script judges by its own time; the store only collects, later, so that a step of its clock
+  -- does not let a late request in.
+  redis.call('SET', tomb, int(st.now + keep), 'PX', int(keep + 60000))
+end
+
 -- Drops the dead from the head, at most REAP_AT_ONCE, and takes out the first who is alive.
 local function pop_live(st)
   for reaped = 0, REAP_AT_ONCE do
@@ -302,6 +315,11 @@ local function pop_live(st)
   end
 end
 
+-- Whose turn is next, or '' where that is nobody's, or not in the order in which they came.
+local function first_in_line(st)
+  return st.waiters > 0 and st.policy.fifo and redis.call('LINDEX', st.keys[2], 0) or ''
+end
+
 -- What every transition ends with: a free lock goes to the first who is alive. Its session is told,
 -- unless the hold is the one that this very transition answers for, or `told` is the session: it
 -- learns it from the answer.
@@ -309,7 +327,7 @@ local function promote(st, answered, told)
   if st.waiters == 0 or not is_free(st) then return end
   local head = pop_live(st)
   if not head then return end
-  local ttl = grant(st, head, false)
+  local ttl = grant(st, next_seq(st), head, false)
   if head.hold ~= answered and head.session ~= told then
     redis.call('PUBLISH', st.channel .. head.session,
       'g ' .. head.hold .. ' ' .. int(st.seq) .. ' ' .. int(ttl) .. ' ' .. int(st.epoch))

@@ -44,6 +44,7 @@ enum Op {
     Acquire { who: usize, ttl_ms: u64, enqueue: bool },
     Renew { who: usize, ttl_ms: u64 },
     Release { who: usize },
+    PassOn { who: usize, behind: u64, heir: usize },
     Cancel { who: usize },
     Beat { session: usize },
     ForceRelease,
@@ -55,6 +56,8 @@ fn arb_op() -> impl Strategy<Value = Op> {
             .prop_map(|(who, ttl_ms, enqueue)| Op::Acquire { who, ttl_ms, enqueue }),
         3 => (0..HOLDS, 50u64..600).prop_map(|(who, ttl_ms)| Op::Renew { who, ttl_ms }),
         3 => (0..HOLDS).prop_map(|who| Op::Release { who }),
+        3 => (0..HOLDS, prop_oneof![4 => Just(0u64), 1 => 1u64..3], 0..HOLDS)
+            .prop_map(|(who, behind, heir)| Op::PassOn { who, behind, heir }),
         1 => (0..HOLDS).prop_map(|who| Op::Cancel { who }),
         3 => (0..SESSIONS).prop_map(|session| Op::Beat { session }),
         1 => Just(Op::ForceRelease),
@@ -91,7 +94,7 @@ proptest! {
             let floor = 0;
             let line_before: Vec<HoldId> = state.queue.iter().map(|t| t.hold.clone()).collect();
             let mut grant = None;
-            let mut ended = false;
+            let (mut ended, mut inherited) = (false, None);
             let offer = match op.clone() {
                 Op::Acquire { who, ttl_ms, enqueue } => {
                     let want = mk_ticket(who, ttl_ms);
@@ -114,6 +117,27 @@ proptest! {
                 Op::Release { who } => {
                     let (released, offer) = state.release(now_ms, floor, policy, &mk_hold(who));
                     ended = released;
+                    offer
+                }
+                Op::PassOn { who, behind, heir } => {
+                    let own = current.as_ref().map_or(0, |c| c.seq).saturating_sub(behind);
+                    let hold = (&mk_hold(who), own);
+                    let (PassedOn { was_held, is_heirs, .. }, offer) =
+                        state.pass_on(now_ms, floor, policy, hold, mk_ticket(heir, 300));
+                    ended = was_held;
+                    if was_held {
+                        prop_assert!(behind == 0, "passed on under another's number");
+                        let refused_until = cancelled.get(&mk_hold(heir)).copied().unwrap_or(0);
+                        prop_assert_eq!(is_heirs, top_ms >= refused_until);
+                    }
+                    if !is_heirs {
+                        ended |= current.as_ref().is_some_and(|c| c.hold == mk_hold(heir));
+                        cancelled.insert(mk_hold(heir), top_ms + 600);
+                    }
+                    if was_held && is_heirs {
+                        inherited = Some(own + 1);
+                        grant = Some((mk_hold(heir), own + 1, 300));
+                    }
                     offer
                 }
                 Op::Cancel { who } => {
@@ -142,7 +166,8 @@ proptest! {
                     prop_assert!(top_ms >= before.until_ms + lock_delay_ms, "no lock delay");
                 }
                 if !again {
-                    prop_assert!(seq > top_seq, "{op:?}: fence {seq} after {top_seq}");
+                    let step = if inherited == Some(seq) { 1 } else { 2 };
+                    prop_assert!(seq >= top_seq + step, "{op:?}: fence {seq} after {top_seq}");
                     top_seq = seq;
                 }
                 let refused_until = cancelled.get(&hold).copied().unwrap_or(0);
@@ -174,7 +199,39 @@ fn release_hands_over_to_the_first_who_waits_in_the_same_step() {
     let (released, offer) = state.release(3, 0, mk_policy(), &mk_hold(0));
     let offer = offer.unwrap();
     assert!(released);
-    assert_eq!((offer.hold, offer.seq, offer.ttl_ms), (mk_hold(1), 2, 300));
+    assert_eq!((offer.hold, offer.seq, offer.ttl_ms), (mk_hold(1), 4, 300));
+}
+
+#[test]
+fn a_hold_that_was_passed_on_is_its_heirs_wherever_the_heir_stands() {
+    let mut state = LockState::new(mk_policy());
+    state.acquire(0, 0, mk_policy(), mk_ticket(0, 500), true);
+    for i in [1, 2, 3] {
+        state.acquire(1, 0, mk_policy(), mk_ticket(i, 500), true);
+    }
+    let mut pass_on = |now_ms, hold: usize, seq, heir: usize| {
+        let heir = mk_ticket(heir, 500);
+        let (passed, offer) = state.pass_on(now_ms, 0, mk_policy(), (&mk_hold(hold), seq), heir);
+        assert_eq!(offer, None);
+        assert_eq!(passed.first, passed.is_heirs.then(|| mk_hold(1)));
+        (passed.was_held, passed.is_heirs)
+    };
+    assert_eq!(pass_on(2, 0, 2, 3), (true, true));
+    // The same again is the same; and so is one whose ticket the store has lost.
+    assert_eq!(pass_on(3, 0, 2, 3), (false, true));
+    assert_eq!(pass_on(4, 3, 3, 0), (true, true));
+    // Who holds nothing, or not under this number, has nothing to pass on.
+    assert_eq!(pass_on(5, 3, 3, 4), (false, false));
+    assert_eq!(pass_on(6, 0, 3, 5), (false, false));
+    // Who was told so, wrongly, gets nothing any more.
+    let late = state.acquire(7, 0, mk_policy(), mk_ticket(4, 500), true).0;
+    assert_eq!(late, Acquired::Cancelled);
+    // A cancelled heir gets nothing, and the order is as it was.
+    state.cancel(7, 0, mk_policy(), &mk_hold(2), 500);
+    let heir = mk_ticket(2, 500);
+    let (passed, offer) = state.pass_on(8, 0, mk_policy(), (&mk_hold(0), 4), heir);
+    assert_eq!(passed, PassedOn { was_held: true, is_heirs: false, first: None });
+    assert_eq!(offer.map(|o| (o.hold, o.seq)), Some((mk_hold(1), 6)));
 }
 
 #[test]
@@ -256,8 +313,8 @@ fn force_release_raises_the_fence_and_serves_the_next() {
     state.acquire(0, 0, mk_policy(), mk_ticket(0, 100), false);
     state.acquire(0, 0, mk_policy(), mk_ticket(1, 100), true);
     let (taken, offer) = state.force_release(1, 0, mk_policy());
-    assert_eq!(taken.unwrap().seq, 1);
-    assert_eq!(offer.unwrap().seq, 3);
+    assert_eq!(taken.unwrap().seq, 2);
+    assert_eq!(offer.unwrap().seq, 6);
     assert!(state.renew(2, 0, mk_policy(), &mk_hold(0), 100).0.is_none());
 }
 
@@ -276,7 +333,7 @@ fn a_class_created_again_starts_above_its_floor() {
     let policy = Policy { fence_floor: 41, ..mk_policy() };
     let mut state = LockState::new(policy);
     let first = state.acquire(0, 7, policy, mk_ticket(0, 100), false).0;
-    assert_eq!(first, Acquired::Granted { seq: 42, ttl_ms: 100 });
+    assert_eq!(first, Acquired::Granted { seq: 43, ttl_ms: 100 });
 }
 
 #[test]
