@@ -9,6 +9,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use holdfast_core::{
     Address, BackendError, Clock, Deadline, Fence, Guarantee, HoldId, SessionId, Stamp,
     clock::Backoff,
@@ -217,7 +218,11 @@ impl LockClient {
                 let grant = Grant { ttl, claimed: true, ..grant };
                 Ok(Turn::Held(pending.held(grant, sent)))
             }
-            Renewal::Lost => Ok(Turn::AskAgain),
+            Renewal::Lost => {
+                // What is asked next is answered anew: news of before do not count.
+                while pending.inbox().recv().now_or_never().is_some() {}
+                Ok(Turn::AskAgain)
+            }
         }
     }
 }

@@ -95,7 +95,7 @@ impl Holds {
         let sent = self.clock.now();
         let renewing = async move {
             let class = &facts.class;
-            let answer = class.client.backend().renew(&facts.at, &class.config, &hold, asked);
+            let answer = class.client.renew(&facts.at, &class.config, &hold, asked);
             let outcome = match timeout(patience, answer).await {
                 Ok(outcome) => outcome,
                 Err(_) => Err(BackendError::Unknown("no answer in time".into())),

@@ -25,7 +25,7 @@ impl Sidecar {
         let view = self.held(kind, name, hold, found)?;
         let sent = self.clock.now();
         let (class, config) = (&view.class, &view.class.config);
-        let renewal = class.client.backend().renew(&view.at, config, &view.hold, view.asked).await;
+        let renewal = class.client.renew(&view.at, config, &view.hold, view.asked).await;
         match renewal {
             Ok(Renewal::Renewed { ttl }) => {
                 class.metrics.renewed.inc();
@@ -115,7 +115,7 @@ impl Sidecar {
         while let Err(Some(error)) = self.release_in_store(&view, self.clock.now()).await {
             if Instant::now() >= give_up || !error.is_retryable() {
                 tracing::warn!(at = %view.at, %error, "a release did not reach the store");
-                view.class.client.give_up(&view.done());
+                view.class.client.give_up(&view.done(), self.clock.now());
                 return;
             }
             sleep(backoff.next_delay()).await;

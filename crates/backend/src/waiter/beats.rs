@@ -35,8 +35,8 @@ struct Line {
     config: Option<Arc<LockConfig>>,
     /// The one who is known to be first in the store's queue.
     first: Option<HoldId>,
-    /// A hold was passed on, and the store has not answered yet: the next one has to wait for that.
-    is_passing: bool,
+    /// The heir of a hold that was passed on, until the store has answered: the next one waits for that.
+    passing: Option<HoldId>,
     /// The last two beats, newest first: when each was sent, and the newest fence it found.
     beats: [Option<(Stamp, Fence)>; 2],
 }
@@ -119,23 +119,27 @@ impl Lines {
     }
 
     /// Whoever is first in the store's queue, if it waits here: once, since it is not first after that,
-    /// and not again before [`Lines::passed`].
+    /// and nobody again before [`Lines::passed`].
     pub(super) fn take_first(&self, at: &Address) -> Option<Ticket> {
         let mut lines = lock(&self.lines);
-        let line = lines.get_mut(at).filter(|line| !line.is_passing)?;
+        let line = lines.get_mut(at).filter(|line| line.passing.is_none())?;
         let (_, ticket) = line.waiters.get(&line.first.take()?)?;
         // One whose time to wait is over may not have left yet.
         let heir = (self.hub.users(&ticket.hold) > 0).then(|| ticket.clone());
-        line.is_passing = heir.is_some();
+        line.passing = heir.as_ref().map(|heir| heir.hold.clone());
         heir
     }
 
-    /// The store has answered for a hold that was passed on, or never will. Whether its heir still waits.
+    /// Whether a hold was passed on to this heir and the store has not answered yet.
+    pub(super) fn is_passing(&self, at: &Address, heir: &HoldId) -> bool {
+        lock(&self.lines).get(at).is_some_and(|line| line.passing.as_ref() == Some(heir))
+    }
+
+    /// The store has answered for this heir, or never will; whether that is the first answer.
     pub(super) fn passed(&self, at: &Address, heir: &HoldId) -> bool {
         let mut lines = lock(&self.lines);
-        let Some(line) = lines.get_mut(at) else { return false };
-        line.is_passing = false;
-        line.waiters.contains_key(heir)
+        let passing = lines.get_mut(at).map(|line| &mut line.passing);
+        passing.is_some_and(|passing| passing.take_if(|passing| passing == heir).is_some())
     }
 
     /// Notes who is first in the store's queue, if it waits here: it stays so until its turn comes or it
@@ -182,7 +186,7 @@ impl Lines {
     fn roll_call(&self, at: &Address) -> Option<(Arc<LockConfig>, Vec<HoldId>)> {
         let mut lines = lock(&self.lines);
         let line = lines.get(at)?;
-        if line.waiters.is_empty() {
+        if line.waiters.is_empty() && line.passing.is_none() {
             lines.remove(at);
             return None;
         }

@@ -10,9 +10,10 @@ use std::{
 use futures::poll;
 use holdfast_core::{
     Address, BackendError, Deadline, Fence, HoldId, Kind, Stamp,
-    lock::{Fairness, Grant, LockConfig, Passed, Push, Release},
+    lock::{Fairness, Grant, LockConfig, Passed, Push, Release, Renewal},
     queue::Ticket,
 };
+use tokio::time::sleep;
 
 use super::{LockClient, settle};
 
@@ -57,6 +58,9 @@ impl LockClient {
         };
         let Some(heir) = done.heir.get_or_init(decide) else {
             let (release, first) = self.backend.release_and_look(at, config, hold).await?;
+            if release == Release::NotHeld {
+                self.not_overtaking(at, hold)?;
+            }
             self.note_first(at, first);
             return Ok(release);
         };
@@ -78,36 +82,65 @@ impl LockClient {
         Ok(self.passed(done, &heir.hold, passed))
     }
 
-    /// A hold could not be released until it had run out: nothing more is tried.
-    pub fn give_up(&self, done: &Done<'_>) {
-        if let Some(Some(heir)) = done.heir.get() {
-            self.lines.passed(done.at, &heir.hold);
-            self.forget_ended(done, &heir.hold);
+    /// Renews a hold: as [`LockBackend::renew`](holdfast_core::lock::LockBackend::renew).
+    ///
+    /// # Errors
+    /// [`BackendError`]. It is [`BackendError::Unavailable`] for an heir that the store has not heard
+    /// of yet.
+    pub async fn renew(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+        hold: &HoldId,
+        ttl: Duration,
+    ) -> Result<Renewal, BackendError> {
+        let renewal = self.backend.renew(at, config, hold, ttl).await?;
+        if renewal == Renewal::Lost {
+            self.not_overtaking(at, hold)?;
         }
+        Ok(renewal)
+    }
+
+    /// Refuses an answer of the store that is older than what an heir was told: on a connection that
+    /// is made anew its calls may come before the one that it depends on.
+    fn not_overtaking(&self, at: &Address, hold: &HoldId) -> Result<(), BackendError> {
+        if self.lines.is_passing(at, hold) {
+            let what = "the hold was passed on, and the store has not heard of it yet; try again";
+            return Err(BackendError::Unavailable(what.into()));
+        }
+        Ok(())
+    }
+
+    /// A hold could not be released, and nothing more is tried: it runs out.
+    pub fn give_up(&self, done: &Done<'_>, now: Stamp) {
+        let Some(Some(heir)) = done.heir.get() else { return };
+        let (lines, at, heir) = (self.lines.clone(), done.at.clone(), heir.hold.clone());
+        let left = done.deadline.remaining(now);
+        tokio::spawn(async move {
+            sleep(left).await;
+            lines.passed(&at, &heir);
+        });
     }
 
     /// Sees to what the store says of a hold that was passed on.
     fn passed(&self, done: &Done<'_>, heir: &HoldId, passed: Passed) -> Release {
-        let still_waits = self.lines.passed(done.at, heir);
+        let Done { at, config, .. } = *done;
+        if !self.lines.passed(at, heir) {
+            // Not for the first time.
+            return Release::Released;
+        }
         if !passed.is_heirs {
             // The store has cancelled it.
             self.hub.send(heir, Push::Lost);
             return passed.release;
         }
-        if still_waits {
-            // It was not told, or has asked again meanwhile: it is to ask once more.
-            self.hub.send(heir, Push::Requeue);
+        // If it still waits, it was not told, or has asked again meanwhile: it is to ask once more.
+        if !self.hub.send(heir, Push::Requeue) {
+            // It ended before the store heard of it: nobody would release what it has there.
+            drop(settle(self.backend.clone(), at, config, heir));
         }
-        self.forget_ended(done, heir);
-        self.note_first(done.at, passed.first);
+        self.note_first(at, passed.first);
         Release::Released
-    }
-
-    /// An heir that ended before the store heard of it: nobody would release what it has there.
-    fn forget_ended(&self, done: &Done<'_>, heir: &HoldId) {
-        if self.hub.users(heir) == 0 {
-            drop(settle(self.backend.clone(), done.at, done.config, heir));
-        }
     }
 
     fn note_first(&self, at: &Address, first: Option<HoldId>) {
