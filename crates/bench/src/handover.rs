@@ -36,6 +36,8 @@ pub async fn calls(redis: &str) -> anyhow::Result<u64> {
 /// How many contend for the one lock, and for how long each has it.
 const CONTENDERS: usize = 8;
 const HELD: Duration = Duration::from_millis(5);
+/// Contenders begin one after the other, all of them while the first one has the lock.
+const BETWEEN: Duration = Duration::from_micros(500);
 /// Whoever has released asks again after this: a releaser that steps back.
 const STEPS_BACK: Duration = Duration::from_millis(1);
 
@@ -79,9 +81,11 @@ async fn contend<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
 async fn through(ports: &[u16], rounds: usize) -> anyhow::Result<Vec<f64>> {
     let relay = Arc::new(Relay::default());
     let mut contenders = Vec::new();
-    for port in ports.iter().cycle().take(CONTENDERS) {
+    for (n, port) in (0..).zip(ports.iter().cycle().take(CONTENDERS)) {
         let (mut connection, relay) = (Connection::open(*port).await?, relay.clone());
         contenders.push(async move {
+            // One after the other, so that those of several sidecars stand in line by turns.
+            sleep(BETWEEN * n).await;
             while !relay.is_over(rounds) {
                 let hold = connection.acquire("key=hand&waitSeconds=30").await?;
                 relay.taken().await;

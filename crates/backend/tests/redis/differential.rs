@@ -188,7 +188,7 @@ fn functions_do_what_the_rules_say() {
     let seen = compare(&[], &SCRIPTS, HISTORIES).unwrap_or_else(|error| panic!("{error}"));
     assert!(seen.values().sum::<usize>() >= 20_000);
     assert_eq!(seen.len(), 19, "a kind of outcome never happened: {seen:?}");
-    assert!(seen.values().all(|times| *times >= 50), "too seldom: {seen:?}");
+    assert!(seen.values().all(|times| *times >= 25), "too seldom: {seen:?}");
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(hold, enqueue, max_hold_ms)| Op::Acquire { hold, enqueue, max_hold_ms }),
         3 => (hold.clone(), 1u64..3_000).prop_map(|(hold, ttl_ms)| Op::Renew { hold, ttl_ms }),
         4 => hold.clone().prop_map(|hold| Op::Release { hold }),
-        3 => (hold.clone(), prop_oneof![5 => Just(0u64), 1 => 1u64..4], hold.clone())
+        1 => (hold.clone(), prop_oneof![9 => Just(0u64), 1 => 1u64..4], hold.clone())
             .prop_map(|(hold, behind, heir)| Op::PassOn { hold, behind, heir }),
         1 => hold.clone().prop_map(|hold| Op::Cancel { hold }),
         2 => (prop::option::weighted(0.7, hold), -2i64..20)
