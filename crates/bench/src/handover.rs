@@ -36,7 +36,7 @@ pub async fn calls(redis: &str) -> anyhow::Result<u64> {
 /// How many contend for the one lock, and for how long each has it.
 const CONTENDERS: usize = 8;
 const HELD: Duration = Duration::from_millis(5);
-/// Contenders begin one after the other, all of them while the first one has the lock.
+/// Contenders of several sidecars begin one after the other, all of them while the first one has the lock.
 const BETWEEN: Duration = Duration::from_micros(500);
 /// Whoever has released asks again after this: a releaser that steps back.
 const STEPS_BACK: Duration = Duration::from_millis(1);
@@ -79,13 +79,15 @@ async fn contend<F: Future<Output = anyhow::Result<()>> + Send + 'static>(
 /// Seconds from a release to the answer of the next holder. Contenders of several sidecars take turns,
 /// as they came: each hand-over is then to another one's.
 async fn through(ports: &[u16], rounds: usize) -> anyhow::Result<Vec<f64>> {
-    let relay = Arc::new(Relay::default());
+    let (relay, is_staggered) = (Arc::new(Relay::default()), ports.len() > 1);
     let mut contenders = Vec::new();
     for (n, port) in (0..).zip(ports.iter().cycle().take(CONTENDERS)) {
         let (mut connection, relay) = (Connection::open(*port).await?, relay.clone());
         contenders.push(async move {
             // One after the other, so that those of several sidecars stand in line by turns.
-            sleep(BETWEEN * n).await;
+            if is_staggered {
+                sleep(BETWEEN * n).await;
+            }
             while !relay.is_over(rounds) {
                 let hold = connection.acquire("key=hand&waitSeconds=30").await?;
                 relay.taken().await;
