@@ -250,7 +250,8 @@ pub trait LockBackend: Send + Sync + 'static {
     }
     /// Ends a hold, which had this fence, and which its holder has passed on to a waiter of its own
     /// session, with [`fence_of_heir`](LockBackend::fence_of_heir). The store makes that true if the
-    /// hold is still there and the heir was not cancelled. The same again is the same.
+    /// hold is still there and the heir was not cancelled; else it cancels the heir. The same again is
+    /// the same.
     async fn pass_on(
         &self,
         at: &Address,
