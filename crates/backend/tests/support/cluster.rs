@@ -102,21 +102,24 @@ impl RedisCluster {
         self.servers[index].ask("CLUSTER MYID").lines().nth(1).unwrap().to_owned()
     }
 
-    /// Which of the first servers has a slot, by what the server itself says.
+    /// Which server has a slot, by what that server itself says.
     pub fn owner(&self, slot: u16) -> usize {
-        let has = |index: &usize| {
-            let nodes = self.servers[*index].ask("CLUSTER NODES");
-            let own = nodes.lines().find(|line| line.contains("myself")).unwrap();
-            own.split_ascii_whitespace().skip(8).any(|range| {
-                let (from, to) = range.split_once('-').unwrap_or((range, range));
-                match (from.parse::<u16>(), to.parse::<u16>()) {
-                    (Ok(from), Ok(to)) => (from..=to).contains(&slot),
-                    // In brackets: it is being moved.
-                    _ => false,
-                }
-            })
-        };
+        let has = |index: &usize| self.knows(*index, &self.id(*index), slot);
         (0..self.servers.len()).find(has).expect("nobody has the slot")
+    }
+
+    /// Whether a server knows a slot to be the one's with this node id.
+    fn knows(&self, asked: usize, id: &str, slot: u16) -> bool {
+        let nodes = self.servers[asked].ask("CLUSTER NODES");
+        let line = nodes.lines().find(|line| line.starts_with(id));
+        line.into_iter().flat_map(|line| line.split_ascii_whitespace().skip(8)).any(|range| {
+            let (from, to) = range.split_once('-').unwrap_or((range, range));
+            match (from.parse::<u16>(), to.parse::<u16>()) {
+                (Ok(from), Ok(to)) => (from..=to).contains(&slot),
+                // In brackets: it is being moved.
+                _ => false,
+            }
+        })
     }
 
     /// One more primary, without slots, and as patient as the others. Its index.
@@ -159,13 +162,18 @@ impl RedisCluster {
         names.len()
     }
 
-    /// Ends it.
+    /// Ends it. All servers know of it then: a slot that moves on before that may be nobody's, since
+    /// two servers can choose the same config epoch, and the one to choose again may be the older owner.
     pub fn end_move(&self, slot: u16, from: usize, to: usize) {
         while self.move_names(slot, from, to, 100) > 0 {}
-        let line = format!("CLUSTER SETSLOT {slot} NODE {}", self.id(to));
+        let id = self.id(to);
+        let line = format!("CLUSTER SETSLOT {slot} NODE {id}");
         self.servers[to].command(&line);
         // One that has given its last slot away has made itself a replica by then, and refuses.
         self.servers[from].try_ask(&line);
+        self.until("all servers know who has the slot", || {
+            (0..self.servers.len()).all(|asked| self.knows(asked, &id, slot))
+        });
     }
 
     /// Moves a slot with all that is in it, as redis-cli does.
