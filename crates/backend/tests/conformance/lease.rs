@@ -159,7 +159,7 @@ everywhere!(locks, crate::lease::LeaseWorld, []);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_are_legal() {
-    crate::history::random_histories_are_legal(&LeaseWorld::start().await, 4, 8, 1_000).await;
+    crate::history::random_histories_are_legal(&LeaseWorld::start().await, 8, 1_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -100,7 +100,8 @@ everywhere!(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_are_legal() {
     let world: Arc<dyn World> = Arc::new(RedisWorld::start().await);
-    crate::history::random_histories_are_legal(&*world, 6, 200, 200).await;
+    let passed = crate::history::random_histories_are_legal(&*world, 200, 200).await;
+    assert!(passed >= 10, "too little happened: {passed} passed on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,7 +55,7 @@ everywhere!(locks, crate::redlock::RedlockWorld, []);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_are_legal() {
     let world = RedlockWorld::start().await;
-    crate::history::random_histories_are_legal(&world, 6, 200, 200).await;
+    crate::history::random_histories_are_legal(&world, 200, 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
