@@ -55,6 +55,13 @@ pub struct Grant {
     pub since: Option<Stamp>,
 }
 
+impl Grant {
+    /// A grant to a waiter, as a store's push or beat tells it.
+    pub const fn offered(fence: Fence, ttl: Duration) -> Self {
+        Grant { fence, ttl, claimed: false, since: None }
+    }
+}
+
 /// The outcome of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Attempt {

@@ -33,6 +33,10 @@ use super::{
 use crate::hub::Hub;
 
 mod epoch;
+mod read;
+
+pub(super) use read::read_grant;
+use read::{read_first, read_offer, read_release};
 
 /// Locks of one namespace in one Redis, for one session.
 ///
@@ -271,7 +275,7 @@ impl LockBackend for RedisLocks {
     ) -> Result<(Release, Option<HoldId>), BackendError> {
         let args = [hold.as_str(), "", self.session.as_str()];
         let mut reply = self.step(Transition::LockRelease, at, config, None, &args).await?;
-        let released = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
+        let released = read_release(&mut reply)?;
         let Some((next, grant)) = read_offer(&mut reply)? else { return Ok((released, None)) };
         self.hub.send(&next, Push::Granted { grant });
         // Whoever waits is answered before whoever is done.
@@ -306,7 +310,7 @@ impl LockBackend for RedisLocks {
         ];
         let tomb = Some(&heir.hold);
         let mut reply = self.step(Transition::LockPassOn, at, config, tomb, &args).await?;
-        let release = if reply.number()? == 1 { Release::Released } else { Release::NotHeld };
+        let release = read_release(&mut reply)?;
         let (is_heirs, first) = (reply.number()? == 1, read_first(&mut reply)?);
         Ok(Passed { release, is_heirs, first })
     }
@@ -336,9 +340,7 @@ impl LockBackend for RedisLocks {
         let mut offered = Vec::new();
         if !reply.is_empty() {
             let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
-            let grant =
-                Grant { fence: last_fence, ttl: reply.millis()?, claimed: false, since: None };
-            offered.push((hold, grant));
+            offered.push((hold, Grant::offered(last_fence, reply.millis()?)));
         }
         Ok(Beat { offered, tickets, next, last_fence })
     }
@@ -376,29 +378,4 @@ impl LockBackend for RedisLocks {
     ) -> Result<Vec<(Key, LockView)>, BackendError> {
         self.look(kind, namespace, class, limit, |at| async move { self.view(&at).await }).await
     }
-}
-
-/// A grant, and whether nobody knows of it yet.
-pub(super) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendError> {
-    let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
-    let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-    Ok((Grant { fence, ttl, claimed: true, since: None }, reply.number()? == 1))
-}
-
-/// Who is first in line.
-fn read_first(reply: &mut Reply) -> Result<Option<HoldId>, BackendError> {
-    let first = reply.text()?;
-    if first.is_empty() { Ok(None) } else { HoldId::new(first).map(Some).map_err(unexpected) }
-}
-
-/// The waiter that a release has made the holder, if it is one of ours: hold, sequence, time to live
-/// and epoch.
-fn read_offer(reply: &mut Reply) -> Result<Option<(HoldId, Grant)>, BackendError> {
-    if reply.is_empty() {
-        return Ok(None);
-    }
-    let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
-    let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
-    let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-    Ok(Some((hold, Grant { fence, ttl, claimed: false, since: None })))
 }

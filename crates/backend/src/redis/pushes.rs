@@ -179,8 +179,7 @@ fn parse(text: &str) -> Option<(HoldId, Push)> {
         "g" => {
             let (seq, ttl_ms, epoch) = (number()?, number()?, number()?);
             let fence = Fence::compose(epoch, seq).ok()?;
-            let grant =
-                Grant { fence, ttl: Duration::from_millis(ttl_ms), claimed: false, since: None };
+            let grant = Grant::offered(fence, Duration::from_millis(ttl_ms));
             Some((hold, Push::Granted { grant }))
         }
         "l" => Some((hold, Push::Lost)),

@@ -189,7 +189,7 @@ impl LockBackend for RedisSemaphores {
         while !reply.is_empty() {
             let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
             let (fence, ttl) = (read_fence(&mut reply)?, reply.millis()?);
-            offered.push((hold, Grant { fence, ttl, claimed: false, since: None }));
+            offered.push((hold, Grant::offered(fence, ttl)));
         }
         Ok(Beat { offered, tickets, next, last_fence })
     }
