@@ -11,24 +11,23 @@ use std::{sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use holdfast_core::{
-    Address, BackendError, Clock, Deadline, Fence, Guarantee, HoldId, SessionId, Stamp,
+    Address, BackendError, Clock, Deadline, Fence, Guarantee, SessionId, Stamp,
     clock::Backoff,
-    lock::{Acquire, Attempt, Grant, LockBackend, LockConfig, Push, Renewal},
+    lock::{Acquire, Attempt, Grant, LockBackend, Push, Renewal},
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::hub::{Hub, Inbox};
 
 mod beats;
+mod heir;
 mod release;
+mod settling;
 
 use beats::{Lines, Place};
-pub use release::{Done, Heir};
-
-/// For how long a caller is kept waiting while its unknown outcome is settled.
-const SETTLE_IN_CALL: Duration = Duration::from_secs(5);
-/// After so many times to live nothing of a request can be left in a store.
-const SETTLE_FOR_TTLS: u32 = 3;
+pub use heir::Heir;
+pub use release::Done;
+use settling::{Outcome, Settling};
 
 /// A hold as its holder has it.
 pub struct HeldLock {
@@ -76,6 +75,7 @@ pub struct LockClient {
     hub: Arc<Hub>,
     clock: Arc<dyn Clock>,
     lines: Arc<Lines>,
+    settling: Arc<Settling>,
 }
 
 impl LockClient {
@@ -87,7 +87,8 @@ impl LockClient {
         session: SessionId,
     ) -> Arc<Self> {
         let lines = Lines::new(backend.clone(), hub.clone(), clock.clone(), session);
-        Arc::new(LockClient { backend, hub, clock, lines })
+        let settling = Settling::new(backend.clone());
+        Arc::new(LockClient { backend, hub, clock, lines, settling })
     }
 
     /// The backend, for renewals, releases and queries.
@@ -113,6 +114,7 @@ impl LockClient {
         request.enqueue = !wait.is_zero();
         let until = request.enqueue.then(|| Instant::now() + wait);
         let request = request;
+        self.settling.before(&request.hold).await?;
         let inbox = Some(self.hub.register(&request.hold));
         let mut pending = Pending { client: self, at, request: &request, inbox };
         let mut backoff = Backoff::new(Duration::from_millis(50), retry_cap(request.ttl));
@@ -268,51 +270,22 @@ impl Pending<'_> {
 
     /// Cancels in the store and waits for the answer; what takes longer goes on in the background.
     async fn settle(&mut self) -> Result<(), BackendError> {
-        let Some(settling) = self.settling() else { return Ok(()) };
-        match tokio::time::timeout(SETTLE_IN_CALL, settling).await {
-            Ok(Ok(settled)) => settled,
-            Ok(Err(panicked)) => Err(BackendError::Internal(panicked.to_string())),
-            Err(_) => Err(BackendError::Unknown("the store has not answered yet".into())),
+        match self.settling() {
+            Some(outcome) => Settling::in_call(outcome).await,
+            None => Ok(()),
         }
     }
 
-    /// The task that settles, unless somebody else in this process uses the hold.
-    fn settling(&mut self) -> Option<tokio::task::JoinHandle<Result<(), BackendError>>> {
+    /// Settles it in the background, unless somebody else in this process uses the hold.
+    fn settling(&mut self) -> Option<Outcome> {
         let inbox = self.inbox.take()?;
         drop(inbox);
         let Pending { client, at, request, .. } = *self;
         if client.hub.users(&request.hold) > 0 {
             return None;
         }
-        settle(client.backend.clone(), at, &request.config, &request.hold)
+        client.settling.begin(at, &request.config, &request.hold)
     }
-}
-
-/// Cancels a request in the background, until the store answers or nothing of it can be left there.
-/// `None` where there is no runtime any more.
-fn settle(
-    backend: Arc<dyn LockBackend>,
-    at: &Address,
-    config: &Arc<LockConfig>,
-    hold: &HoldId,
-) -> Option<tokio::task::JoinHandle<Result<(), BackendError>>> {
-    let runtime = tokio::runtime::Handle::try_current().ok()?;
-    let (at, config, hold) = (at.clone(), config.clone(), hold.clone());
-    Some(runtime.spawn(async move {
-        let ttl = Duration::from_millis(config.ttl_ms);
-        let give_up = Instant::now() + ttl.max(Duration::from_secs(1)) * SETTLE_FOR_TTLS;
-        let mut backoff = Backoff::new(Duration::from_millis(20), retry_cap(ttl));
-        loop {
-            match backend.cancel(&at, &config, &hold).await {
-                Ok(()) => return Ok(()),
-                Err(error) if Instant::now() >= give_up => {
-                    tracing::warn!(%at, %error, "a cancelled request could not be settled");
-                    return Err(BackendError::Unknown(error.to_string()));
-                }
-                Err(_) => sleep(backoff.next_delay()).await,
-            }
-        }
-    }))
 }
 
 impl Drop for Pending<'_> {

@@ -258,14 +258,14 @@ pub trait LockBackend: Send + Sync + 'static {
     /// Ends a hold, which had this fence, and which its holder has passed on to a waiter of its own
     /// session, with [`fence_of_heir`](LockBackend::fence_of_heir). The store makes that true if the
     /// hold is still there and the heir was not cancelled; else it cancels the heir. The same again is
-    /// the same.
+    /// the same as long as the heir has it.
     async fn pass_on(
         &self,
         at: &Address,
         _: &LockConfig,
         _hold: &HoldId,
         _: Fence,
-        _heir: &Ticket,
+        _heir: Arc<Ticket>,
     ) -> Result<Passed, BackendError> {
         Err(BackendError::Internal(format!("{at} has no fences for heirs")))
     }

@@ -169,7 +169,7 @@ impl Holds {
                 bound: record.bound.map(|bound| Bound::from_record(bound, now)),
                 is_retry: true,
                 // An heir of before may have been told already.
-                heir: Heir::from(None),
+                heir: Heir::nobody(),
             };
             resumed += usize::from(self.insert(new, now).is_ok());
         }

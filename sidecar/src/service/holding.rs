@@ -93,7 +93,7 @@ impl Sidecar {
     async fn release_in_store(&self, view: &View, now: Stamp) -> Result<(), Option<BackendError>> {
         if self.closing.is_cancelled() {
             // Who still waits when this process stops is sent away: it goes to another.
-            view.heir.get_or_init(|| None);
+            view.heir.close();
         }
         match view.class.client.release(&view.done(), now).await {
             Ok(Release::Released) => {

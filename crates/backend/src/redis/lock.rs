@@ -295,7 +295,7 @@ impl LockBackend for RedisLocks {
         config: &LockConfig,
         hold: &HoldId,
         fence: Fence,
-        heir: &Ticket,
+        heir: Arc<Ticket>,
     ) -> Result<Passed, BackendError> {
         let mut room = [itoa::Buffer::new(); 3];
         let [seq, ttl, max_hold] = &mut room;

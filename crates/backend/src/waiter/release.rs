@@ -1,13 +1,9 @@
 //! Release with a neighbour in line: a hold that is passed on within its session before the store knows.
 //! Why that is safe, and what it costs: docs/design/0009.
 
-use std::{
-    sync::{Arc, OnceLock},
-    task::Poll,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use futures::poll;
+use futures::{FutureExt, future::BoxFuture};
 use holdfast_core::{
     Address, BackendError, Deadline, Fence, HoldId, Kind, Stamp,
     lock::{Fairness, Grant, LockConfig, Passed, Push, Release, Renewal},
@@ -15,11 +11,17 @@ use holdfast_core::{
 };
 use tokio::time::sleep;
 
-use super::{LockClient, settle};
+use super::{Heir, LockClient, heir::Named};
 
-/// Whom a hold is passed on to when it is released, if anybody. Decided once for each hold, by whoever
-/// releases it first: two heirs would have one fence.
-pub type Heir = OnceLock<Option<Box<Ticket>>>;
+/// What becomes of a hold that is released.
+enum Way<'a> {
+    /// It goes back to the store.
+    Back,
+    /// It was passed on; what the store says of that is to come.
+    On(Arc<Ticket>, BoxFuture<'a, Result<Passed, BackendError>>),
+    /// The store could not be asked, and nobody was told.
+    Nowhere(BackendError),
+}
 
 /// A hold that its holder is done with, as the holder knows it.
 pub struct Done<'a> {
@@ -46,40 +48,63 @@ impl LockClient {
     /// # Errors
     /// [`BackendError`], and then the outcome is open: try again.
     pub async fn release(&self, done: &Done<'_>, now: Stamp) -> Result<Release, BackendError> {
-        let Done { at, config, hold, fence, .. } = *done;
+        let Done { at, config, hold, .. } = *done;
         if let Some(release) = self.backend.release_now(at, config, hold, now) {
             return Ok(release);
         }
-        let mut news = None;
-        let decide = || {
-            let (heir, grant) = self.next(done, now)?;
-            news = Some(grant);
-            Some(Box::new(heir))
-        };
-        let Some(heir) = done.heir.get_or_init(decide) else {
-            let (release, first) = self.backend.release_and_look(at, config, hold).await?;
-            if release == Release::NotHeld {
-                self.not_overtaking(at, hold)?;
-            }
-            self.note_first(at, first);
-            return Ok(release);
-        };
-        let mut passing = self.backend.pass_on(at, config, hold, fence, heir);
-        let passed = match news {
-            // Told before.
-            None => passing.await?,
-            Some(grant) => match poll!(&mut passing) {
-                Poll::Ready(passed) => passed?,
-                // On its way to the store before the heir can send anything.
-                Poll::Pending => {
-                    self.hub.send(&heir.hold, Push::Granted { grant });
-                    // Whoever waits is answered before whoever is done.
-                    tokio::task::yield_now().await;
-                    passing.await?
+        match self.way(done, now) {
+            Way::Back => {
+                let (release, first) = self.backend.release_and_look(at, config, hold).await?;
+                if release == Release::NotHeld {
+                    self.not_overtaking(at, hold)?;
                 }
-            },
+                self.note_first(at, first);
+                Ok(release)
+            }
+            Way::On(heir, passing) => {
+                // Whoever waits is answered before whoever is done.
+                tokio::task::yield_now().await;
+                Ok(self.passed(done, &heir.hold, passing.await?))
+            }
+            Way::Nowhere(error) => Err(error),
+        }
+    }
+
+    /// Decides what becomes of a hold, unless that was decided before; an heir is told.
+    fn way<'a>(&'a self, done: &Done<'a>, now: Stamp) -> Way<'a> {
+        let Done { at, config, hold, fence, .. } = *done;
+        let mut named = done.heir.named();
+        match &*named {
+            Named::Nobody => return Way::Back,
+            Named::Told(heir) => {
+                let passing = self.backend.pass_on(at, config, hold, fence, heir.clone());
+                return Way::On(heir.clone(), passing);
+            }
+            Named::Open => {}
+        }
+        let Some((heir, grant)) = self.next(done, now) else {
+            *named = Named::Nobody;
+            return Way::Back;
         };
-        Ok(self.passed(done, &heir.hold, passed))
+        let heir = Arc::new(heir);
+        let mut passing = self.backend.pass_on(at, config, hold, fence, heir.clone());
+        match (&mut passing).now_or_never() {
+            // On its way to the store before the heir can send anything.
+            None => {
+                self.hub.send(&heir.hold, Push::Granted { grant });
+                *named = Named::Told(heir.clone());
+                Way::On(heir, passing)
+            }
+            // It was not sent. Whoever has not been told may be granted the hold by the store.
+            Some(Err(error)) => {
+                self.lines.passed(at, &heir.hold);
+                Way::Nowhere(error)
+            }
+            Some(passed) => {
+                *named = Named::Told(heir.clone());
+                Way::On(heir, std::future::ready(passed).boxed())
+            }
+        }
     }
 
     /// Renews a hold: as [`LockBackend::renew`](holdfast_core::lock::LockBackend::renew).
@@ -113,12 +138,16 @@ impl LockClient {
 
     /// A hold could not be released, and nothing more is tried: it runs out.
     pub fn give_up(&self, done: &Done<'_>, now: Stamp) {
-        let Some(Some(heir)) = done.heir.get() else { return };
-        let (lines, at, heir) = (self.lines.clone(), done.at.clone(), heir.hold.clone());
+        let Some(heir) = done.heir.told() else { return };
+        let (lines, hub, settling) = (self.lines.clone(), self.hub.clone(), self.settling.clone());
+        let (at, config) = (done.at.clone(), done.config.clone());
         let left = done.deadline.remaining(now);
         tokio::spawn(async move {
             sleep(left).await;
-            lines.passed(&at, &heir);
+            // The release may have been carried out all the same.
+            if lines.passed(&at, &heir.hold) && !hub.send(&heir.hold, Push::Requeue) {
+                settling.begin(&at, &config, &heir.hold);
+            }
         });
     }
 
@@ -127,7 +156,7 @@ impl LockClient {
         let Done { at, config, .. } = *done;
         if !self.lines.passed(at, heir) {
             // Not for the first time.
-            return Release::Released;
+            return if passed.is_heirs { Release::Released } else { passed.release };
         }
         if !passed.is_heirs {
             // The store has cancelled it.
@@ -137,7 +166,7 @@ impl LockClient {
         // If it still waits, it was not told, or has asked again meanwhile: it is to ask once more.
         if !self.hub.send(heir, Push::Requeue) {
             // It ended before the store heard of it: nobody would release what it has there.
-            drop(settle(self.backend.clone(), at, config, heir));
+            self.settling.begin(at, config, heir);
         }
         self.note_first(at, passed.first);
         Release::Released

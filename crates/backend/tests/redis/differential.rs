@@ -111,7 +111,7 @@ async fn store_step(
         Op::Release { hold } => Outcome::Release(locks.release(at, config, &hold_id(*hold)).await?),
         Op::PassOn { hold, behind, heir } => {
             let (fence, heir) = (mk_fence(passed_as(newest, *behind)), mk_ticket(config, *heir, 0));
-            Outcome::Passed(locks.pass_on(at, config, &hold_id(*hold), fence, &heir).await?)
+            Outcome::Passed(locks.pass_on(at, config, &hold_id(*hold), fence, heir.into()).await?)
         }
         Op::Cancel { hold } => {
             locks.cancel(at, config, &hold_id(*hold)).await?;

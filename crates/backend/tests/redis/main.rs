@@ -24,5 +24,6 @@ mod sentinel;
 mod server;
 #[path = "../support/servers.rs"]
 mod servers;
+mod settling;
 mod tenants;
 mod tls;
