@@ -135,11 +135,13 @@ impl Holds {
     /// As [`Holds::look_up`], by an app that says that it is done with a hold of this class: no more
     /// renewals, whatever comes next.
     pub fn let_go(&self, hold: &str, kind: Kind, class: &str) -> Found {
-        self.visit(hold, |there| {
+        let found = self.visit(hold, |there| {
             if there.facts.is_of(kind, class) {
                 there.let_go();
             }
-        })
+        });
+        self.note_change();
+        found
     }
 
     fn visit(&self, hold: &str, visit: impl FnOnce(&mut Hold)) -> Found {
@@ -205,6 +207,7 @@ impl Holds {
         if let Some(there) = self.table().live.get_mut(hold) {
             there.let_go();
         }
+        self.note_change();
     }
 
     /// Ends a hold, and tells who listens. The first end counts.

@@ -70,6 +70,7 @@ impl Hold {
             ttl: self.life.granted(),
             asked: self.life.asked(),
             state: self.life.state(),
+            is_releasing: self.releasing,
             left: deadline.remaining(now),
             deadline,
             seen: now,

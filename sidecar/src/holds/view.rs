@@ -66,6 +66,8 @@ pub struct View {
     pub asked: Duration,
     /// How it stands.
     pub state: HoldState,
+    /// Its holder has said that it is done: it is not to be used any more.
+    pub is_releasing: bool,
     /// How much longer it may be trusted.
     pub left: Duration,
     /// Until when.

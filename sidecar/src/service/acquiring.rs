@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use super::{
     Sidecar,
-    answers::{mk_closing, mk_ended, mk_locked, mk_queue_full, mk_too_heavy, mk_too_many},
+    answers::{
+        mk_closing, mk_ended, mk_locked, mk_queue_full, mk_releasing, mk_too_heavy, mk_too_many,
+    },
     terms::Terms,
     waiting::WaitSlot,
 };
@@ -118,6 +120,8 @@ impl Sidecar {
                 Some(_) => self.holds.find(&hold),
             };
             match earlier {
+                // Another may have it already.
+                Found::Live(view) if view.is_releasing => return Err(mk_releasing()),
                 // A retry: the same grant.
                 Found::Live(view) => return Ok(Granted::Before(view)),
                 Found::Ended(End::GivenUp) => continue,

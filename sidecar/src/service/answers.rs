@@ -59,6 +59,11 @@ pub(super) fn mk_ended(end: End) -> Failure {
     Failure::new(Code::HoldLost, end.sentence())
 }
 
+pub(super) fn mk_releasing() -> Failure {
+    let why = "the hold is being released: its holder said that it is done with it";
+    Failure::new(Code::HoldLost, why)
+}
+
 pub(super) fn mk_unknown() -> Failure {
     let why =
         "no such hold here: it was never granted, belongs to another class, or ended long ago";

@@ -9,7 +9,10 @@ use holdfast_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::{Sidecar, answers::mk_ended};
+use super::{
+    Sidecar,
+    answers::{mk_ended, mk_releasing},
+};
 use crate::{
     error::Failure,
     holds::{View, ended::End},
@@ -23,6 +26,9 @@ impl Sidecar {
     pub async fn renew(&self, kind: Kind, name: &str, hold: Option<&str>) -> Result<View, Failure> {
         let found = hold.map(|text| self.holds.look_up(text));
         let view = self.held(kind, name, hold, found)?;
+        if view.is_releasing {
+            return Err(mk_releasing());
+        }
         let sent = self.clock.now();
         let (class, config) = (&view.class, &view.class.config);
         let renewal = class.client.renew(&view.at, config, &view.hold, view.asked).await;

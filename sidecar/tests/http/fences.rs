@@ -93,6 +93,34 @@ async fn a_hold_that_is_passed_on_is_guarded_by_what_the_store_knows() {
     assert!(fence(&app.post("/v1/locks/job/acquire").await) > fence(&held) + 1);
 }
 
+/// Whoever is next may have it before the store has answered: it is not handed out, or renewed, again.
+#[tokio::test]
+async fn a_hold_that_is_being_released_is_not_its_holders_any_more() {
+    let redis = RedisServer::start(&[]);
+    let app = pod("pod-0", &redis).await;
+    let acquire = "/v1/locks/job/acquire?requestId=r-1&renew=manual";
+    let held = app.post(acquire).await;
+    let hold = held.body["holdId"].as_str().unwrap();
+    redis.pause(true);
+    let (released, ()) = tokio::join!(app.release("job", &held.body), async {
+        sleep(Duration::from_millis(100)).await;
+        let renew = format!("/v1/locks/job/renew?holdId={hold}");
+        let heartbeat = format!("/v1/holds/{hold}/heartbeat");
+        for again in [acquire, &renew, &heartbeat] {
+            let answer = app.post(again).await;
+            answer.is_problem(410, "hold_lost");
+            assert!(
+                answer.body["detail"].as_str().unwrap().contains("being released"),
+                "{answer:?}"
+            );
+        }
+        app.get(&format!("/v1/holds/{hold}")).await.is_problem(410, "hold_lost");
+        redis.pause(false);
+    });
+    assert_eq!(released.status, 200, "{released:?}");
+    assert_eq!(app.release("job", &held.body).await.status, 200);
+}
+
 #[tokio::test]
 async fn bad_checks_say_what_to_do() {
     let app = start().await;
