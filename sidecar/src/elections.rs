@@ -137,6 +137,11 @@ impl Candidate {
         self.said.subscribe()
     }
 
+    /// Lets those who listen look at its hold again.
+    pub fn say_again(&self) {
+        self.said.send_modify(|_| {});
+    }
+
     /// Lets it ask again after a pause only.
     pub fn pause(&self, pause: Duration) {
         *self.paused() = Some(Instant::now() + pause);

@@ -135,13 +135,12 @@ impl Holds {
     /// As [`Holds::look_up`], by an app that says that it is done with a hold of this class: no more
     /// renewals, whatever comes next.
     pub fn let_go(&self, hold: &str, kind: Kind, class: &str) -> Found {
-        let found = self.visit(hold, |there| {
+        self.visit(hold, |there| {
             if there.facts.is_of(kind, class) {
                 there.let_go();
+                self.note_change();
             }
-        });
-        self.note_change();
-        found
+        })
     }
 
     fn visit(&self, hold: &str, visit: impl FnOnce(&mut Hold)) -> Found {

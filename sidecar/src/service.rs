@@ -33,7 +33,7 @@ mod terms;
 mod waiting;
 
 pub use acquiring::Wanted;
-use answers::{mk_closing, mk_ended, mk_releasing, mk_state, mk_unknown};
+use answers::{mk_closing, mk_ended, mk_state, mk_unknown, usable};
 pub use answers::{mk_holder, mk_permit_holder};
 pub use holding::Releasing;
 pub use ratelimit::Checked;
@@ -137,8 +137,7 @@ impl Sidecar {
     /// 410 with how it ended.
     pub fn live(&self, found: Found) -> Result<View, Failure> {
         match found {
-            Found::Live(view) if view.is_releasing => Err(mk_releasing()),
-            Found::Live(view) => Ok(view),
+            Found::Live(view) => usable(view),
             Found::Ended(end) => Err(mk_ended(end)),
             Found::Unknown => Err(mk_unknown()),
         }

@@ -17,7 +17,7 @@ impl Holds {
     #[allow(clippy::result_large_err, reason = "once per stream")]
     pub fn subscribe(self: &Arc<Self>, hold: &HoldId) -> Result<Subscription, Found> {
         let view = match self.find(hold) {
-            Found::Live(view) if !view.is_releasing => view,
+            Found::Live(view) => view,
             other => return Err(other),
         };
         let now = self.clock.now();

@@ -78,6 +78,7 @@ async fn events(
     Name(hold): Name,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
     let hold = read(&hold)?;
+    sidecar.live(sidecar.holds.find(&hold))?;
     let subscription = match sidecar.holds.subscribe(&hold) {
         Ok(subscription) => subscription,
         Err(found) => return Err(sidecar.live(found).err().unwrap_or_else(gone)),

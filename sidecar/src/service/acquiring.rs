@@ -10,9 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Sidecar,
-    answers::{
-        mk_closing, mk_ended, mk_locked, mk_queue_full, mk_releasing, mk_too_heavy, mk_too_many,
-    },
+    answers::{mk_closing, mk_ended, mk_locked, mk_queue_full, mk_too_heavy, mk_too_many, usable},
     terms::Terms,
     waiting::WaitSlot,
 };
@@ -120,10 +118,8 @@ impl Sidecar {
                 Some(_) => self.holds.find(&hold),
             };
             match earlier {
-                // Another may have it already.
-                Found::Live(view) if view.is_releasing => return Err(mk_releasing()),
                 // A retry: the same grant.
-                Found::Live(view) => return Ok(Granted::Before(view)),
+                Found::Live(view) => return usable(view).map(Granted::Before),
                 Found::Ended(End::GivenUp) => continue,
                 Found::Ended(end) => return Err(mk_ended(end)),
                 Found::Unknown => {}
@@ -212,6 +208,7 @@ impl Sidecar {
             is_retry: terms.request_id.is_some(),
             heir: Heir::new(),
         };
-        self.holds.insert(new, now).map_err(mk_ended)
+        // The same request, sent twice, may have been let go already.
+        self.holds.insert(new, now).map_err(mk_ended).and_then(usable)
     }
 }

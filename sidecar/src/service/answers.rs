@@ -8,7 +8,10 @@ use holdfast_core::{
 };
 use holdfast_wire::{Code, HolderResponse, LockState, PermitHolder, Problem, SemaphoreState};
 
-use crate::{error::Failure, holds::ended::End};
+use crate::{
+    error::Failure,
+    holds::{View, ended::End},
+};
 
 pub(super) fn mk_state(key: &Key, view: LockView) -> LockState {
     LockState {
@@ -57,6 +60,11 @@ pub fn mk_permit_holder(view: HolderView) -> PermitHolder {
 
 pub(super) fn mk_ended(end: End) -> Failure {
     Failure::new(Code::HoldLost, end.sentence())
+}
+
+/// A live hold, unless its holder has said that it is done: another may have it already.
+pub(super) fn usable(view: View) -> Result<View, Failure> {
+    if view.is_releasing { Err(mk_releasing()) } else { Ok(view) }
 }
 
 pub(super) fn mk_releasing() -> Failure {

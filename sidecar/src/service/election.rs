@@ -11,7 +11,7 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{
     MAX_WAIT, Sidecar, Wanted,
-    answers::mk_closing,
+    answers::{mk_closing, mk_releasing, usable},
     terms::{Terms, invalid},
 };
 use crate::{
@@ -68,6 +68,10 @@ impl Sidecar {
             Some(Found::Live(view)) => self.release_view(&view).await,
             Some(Found::Ended(_) | Found::Unknown) | None => Ok(()),
         };
+        if released.is_err() {
+            // It leads no more, whatever the store answers.
+            candidate.say_again();
+        }
         if request.withdraw == Some(true) {
             self.elections.withdraw(&class.term.name);
         }
@@ -141,7 +145,8 @@ impl Sidecar {
         let live = said.hold.as_ref().map(|hold| self.holds.find(hold));
         let term = said.term.map(|term| term.to_string());
         match live {
-            Some(Found::Live(view)) => TermState {
+            // One that is being released is over, whatever the store answers.
+            Some(Found::Live(view)) if !view.is_releasing => TermState {
                 state: said.standing,
                 term,
                 hold_id: Some(view.hold.to_string()),
@@ -161,6 +166,7 @@ impl Sidecar {
                 deadline_boottime_ns: None,
                 reason: match ended {
                     Some(Found::Ended(end)) => Some(end.sentence().to_owned()),
+                    Some(Found::Live(_)) => Some(mk_releasing().0.detail),
                     _ => said.reason.clone(),
                 },
             },
@@ -173,7 +179,7 @@ impl Sidecar {
         let at = self.address(class, None, Verb::Acquire)?;
         // A run of this process before this one may have left its term.
         if let Some(view) = self.holds.live().into_iter().find(|view| view.at == at) {
-            return Ok(view);
+            return usable(view);
         }
         let terms = Terms::of_candidate(class, self.identity.in_pod);
         self.acquire_wanted(Wanted { class: class.clone(), at, terms, _place: None }).await

@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Sidecar,
-    answers::{mk_ended, mk_releasing},
+    answers::{mk_ended, usable},
 };
 use crate::{
     error::Failure,
-    holds::{View, ended::End},
+    holds::{Found, View, ended::End},
 };
 
 impl Sidecar {
@@ -25,13 +25,14 @@ impl Sidecar {
     /// 410 with how the hold ended; 503 when the store does not answer.
     pub async fn renew(&self, kind: Kind, name: &str, hold: Option<&str>) -> Result<View, Failure> {
         let found = hold.map(|text| self.holds.look_up(text));
-        let view = self.held(kind, name, hold, found)?;
-        if view.is_releasing {
-            return Err(mk_releasing());
-        }
+        let view = usable(self.held(kind, name, hold, found)?)?;
         let sent = self.clock.now();
         let (class, config) = (&view.class, &view.class.config);
         let renewal = class.client.renew(&view.at, config, &view.hold, view.asked).await;
+        // It may have been let go meanwhile.
+        if let Found::Live(view) = self.holds.find(&view.hold) {
+            usable(view)?;
+        }
         match renewal {
             Ok(Renewal::Renewed { ttl }) => {
                 class.metrics.renewed.inc();

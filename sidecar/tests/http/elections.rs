@@ -112,6 +112,31 @@ async fn one_candidate_leads_and_a_resignation_hands_over_with_a_higher_term() {
     assert!(term(&again.body) > term(&next));
 }
 
+/// The release goes on by itself; meanwhile nothing else of the sidecar may wait for it.
+#[tokio::test]
+async fn who_has_resigned_leads_no_more_whatever_the_store_answers() {
+    let redis = RedisServer::start(&[]);
+    let classes = CLASSES.replace("leaseDurationSeconds: 2", "leaseDurationSeconds: 15");
+    let a = pod_with_classes("pod-a", &redis, &classes).await.0;
+    let won = a.post("/v1/elections/boss/campaign?waitSeconds=5").await.body;
+    let mut told = events(&a).await;
+    until(&mut told, "leading").await;
+    redis.pause(true);
+    let path = "/v1/elections/boss/resign?pauseSeconds=0";
+    let (resigned, _) = tokio::join!(a.post(path), until(&mut told, "standby"));
+    assert_eq!(resigned.status, 503, "{resigned:?}");
+    a.get("/v1/elections/boss/leading").await.is_problem(409, "not_leading");
+    let gone = a.post(&format!("{path}&withdraw=true")).await;
+    assert_eq!(gone.status, 503, "{gone:?}");
+    let again = a.post("/v1/elections/boss/campaign").await.body;
+    assert_eq!(again["state"], "standby", "{again}");
+    a.get("/v1/elections/boss/leading").await.is_problem(409, "not_leading");
+    redis.pause(false);
+    let again = a.post("/v1/elections/boss/campaign?waitSeconds=10").await.body;
+    assert_eq!(again["state"], "leading", "{again}");
+    assert!(term(&again) > term(&won));
+}
+
 #[tokio::test]
 async fn a_dead_leader_is_replaced_within_its_lease_and_one_retry() {
     let redis = RedisServer::start(&[]);

@@ -156,7 +156,7 @@ impl LockClient {
         let Done { at, config, .. } = *done;
         if !self.lines.passed(at, heir) {
             // Not for the first time.
-            return if passed.is_heirs { Release::Released } else { passed.release };
+            return Release::Released;
         }
         if !passed.is_heirs {
             // The store has cancelled it.

@@ -22,6 +22,8 @@ use crate::hub::lock;
 
 /// For how long a caller is kept waiting while an unknown outcome is settled.
 const IN_CALL: Duration = Duration::from_secs(5);
+/// And one that would not wait, as long as a call may take.
+const ONE_CALL: Duration = Duration::from_secs(1);
 /// After so many times to live nothing of a request can be left in a store.
 const FOR_TTLS: u32 = 3;
 
@@ -66,17 +68,18 @@ impl Settling {
     }
 
     /// Waits until an earlier try of a request is settled, if it is being so: what the store grants
-    /// before that would be taken from its holder, who would not hear of it.
+    /// before that would be taken from its holder, who would not hear of it. For `wait`, but not less
+    /// than a call may take, and not for long.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] when that takes long.
-    pub(super) async fn before(&self, hold: &HoldId) -> Result<(), BackendError> {
+    /// [`BackendError::Unavailable`] when that is over.
+    pub(super) async fn before(&self, hold: &HoldId, wait: Duration) -> Result<(), BackendError> {
         let begun = {
             let of = lock(&self.of);
             if of.is_empty() { None } else { of.get(hold).cloned() }
         };
         let Some(begun) = begun else { return Ok(()) };
-        match timeout(IN_CALL, begun).await {
+        match timeout(wait.clamp(ONE_CALL, IN_CALL), begun).await {
             Ok(_) => Ok(()),
             Err(_) => {
                 let what = "an earlier try of this request is still being withdrawn; try again";

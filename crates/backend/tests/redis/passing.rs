@@ -251,7 +251,7 @@ async fn who_was_not_told_is_no_heir() {
     let store = Store::start(&[]).await;
     let (pod, other) = (Pod::new(&store).await, Pod::new(&store).await);
     let (at, patient) = (mk_address("untold"), mk_config());
-    let config = Arc::new(LockConfig { ttl_ms: 400, ..LockConfig::clone(&patient) });
+    let config = Arc::new(LockConfig { ttl_ms: 2_000, ..LockConfig::clone(&patient) });
     let (hold, lock) = pod.hold(&at, &config).await;
     let (first, asking) = pod.ask(&at, &patient, 1).await;
     let (epoch, heir) = (store.epoch.send_replace(None), Heir::new());
