@@ -269,6 +269,6 @@ pub async fn crowd(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
             Target::AtMost(1.0),
         ),
         Figure::new("1,000 waiters: calls a release", per_release, "", Target::AtMost(2.5))
-            .note("the release and the new hold's renewal"),
+            .note("the release; a new hold that lasts is renewed"),
     ])
 }
