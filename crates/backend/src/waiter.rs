@@ -118,7 +118,6 @@ impl LockClient {
         let inbox = Some(self.hub.register(&request.hold));
         let mut pending = Pending { client: self, at, request: &request, inbox };
         let mut backoff = Backoff::new(Duration::from_millis(50), retry_cap(request.ttl));
-        let mut has_ticket = false;
         loop {
             let sent = self.clock.now();
             let attempt = match self.backend.acquire_now(at, &request, sent) {
@@ -131,7 +130,6 @@ impl LockClient {
                     return Ok(pending.held(grant, since));
                 }
                 Ok(Attempt::Queued { position }) => {
-                    has_ticket = true;
                     let place = self.lines.join(at, &request, position, sent);
                     // Few requests wait; the others need not carry the room for it.
                     let turn = Box::pin(self.stand(&mut pending, &request, &place, until, claim));
@@ -172,8 +170,8 @@ impl LockClient {
                     let delay = backoff.next_delay();
                     let too_late = until.is_none_or(|until| Instant::now() + delay >= until);
                     if !error.is_retryable() || too_late {
-                        // An earlier round may have left a ticket.
-                        if has_ticket {
+                        // An earlier round may have left a ticket, or another try of the same request.
+                        if request.enqueue {
                             drop(pending)
                         } else {
                             pending.forget()

@@ -69,6 +69,10 @@ impl Elector {
         }
         let state = self.sidecar.election_state(election).await?;
         let name = state.leader.map(|leader| leader.pod).unwrap_or_default();
+        if name == self.sidecar.identity.holder.as_str() {
+            // By the store only: its term is in doubt, or it has just resigned.
+            return Ok(mk_answer(""));
+        }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.insert(election.to_owned(), (Instant::now(), name.clone()));
         Ok(mk_answer(&name))

@@ -114,7 +114,10 @@ impl Holds {
             Ok(Renewal::Renewed { ttl }) => {
                 there.facts.class.metrics.renewed.inc();
                 // A deadline that has passed was or will be told as lost: no way back.
-                if !there.life.deadline().passed(now) && there.life.renewed(sent, ttl) {
+                if !there.life.deadline().passed(now)
+                    && there.life.renewed(sent, ttl)
+                    && !there.releasing
+                {
                     there.tell(HoldEventKind::Granted, now);
                 }
             }

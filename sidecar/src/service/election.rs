@@ -41,7 +41,7 @@ impl Sidecar {
         let wait = read_seconds("waitSeconds", request.wait_seconds, MAX_WAIT)?;
         let candidate = self.elections.campaign(self, &class.term.name);
         let mut said = candidate.said();
-        let leads = |said: &Said| said.standing == Standing::Leading;
+        let leads = |said: &Said| self.term_state(said).state == Standing::Leading;
         // Whether it leads in the end is for the answer to say.
         drop(timeout(wait.unwrap_or_default(), said.wait_for(leads)).await);
         Ok(self.term_state(&said.borrow().clone()))
@@ -65,13 +65,14 @@ impl Sidecar {
         candidate.pause(pause.unwrap_or(class.retry));
         let hold = candidate.said().borrow().hold.clone();
         let released = match hold.map(|hold| self.holds.find(&hold)) {
-            Some(Found::Live(view)) => self.release_view(&view).await,
+            Some(Found::Live(view)) => {
+                // It leads no more, whatever the store answers.
+                self.holds.releasing(&view.hold);
+                candidate.say_again();
+                self.release_view(&view).await
+            }
             Some(Found::Ended(_) | Found::Unknown) | None => Ok(()),
         };
-        if released.is_err() {
-            // It leads no more, whatever the store answers.
-            candidate.say_again();
-        }
         if request.withdraw == Some(true) {
             self.elections.withdraw(&class.term.name);
         }

@@ -156,6 +156,8 @@ impl Releasing<'_> {
         match released {
             Ok(()) => Ok(()),
             Err(Some(error)) => Err(error.into()),
+            // By another release of it.
+            Err(None) if self.sidecar.was_released(Some(self.hold().as_str())) => Ok(()),
             Err(None) => Err(self.sidecar.lost(&self.view.hold)),
         }
     }

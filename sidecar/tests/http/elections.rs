@@ -126,6 +126,10 @@ async fn who_has_resigned_leads_no_more_whatever_the_store_answers() {
     let (resigned, _) = tokio::join!(a.post(path), until(&mut told, "standby"));
     assert_eq!(resigned.status, 503, "{resigned:?}");
     a.get("/v1/elections/boss/leading").await.is_problem(409, "not_leading");
+    let begun = Instant::now();
+    let still = a.post("/v1/elections/boss/campaign?waitSeconds=0.3").await.body;
+    assert_eq!(still["state"], "standby", "{still}");
+    assert!(begun.elapsed() >= Duration::from_millis(300), "its old term was taken for a new one");
     let gone = a.post(&format!("{path}&withdraw=true")).await;
     assert_eq!(gone.status, 503, "{gone:?}");
     let again = a.post("/v1/elections/boss/campaign").await.body;

@@ -124,6 +124,10 @@ async fn a_hold_that_is_being_released_is_not_its_holders_any_more() {
     // A slow machine may have had no answer in time.
     assert!([200, 503].contains(&released.status), "{released:?}");
     assert_eq!(app.release("job", &held.body).await.status, 200);
+    // Two that are under way at once are one.
+    let held = app.post("/v1/locks/job/acquire").await.body;
+    let (one, other) = tokio::join!(app.release("job", &held), app.release("job", &held));
+    assert_eq!((one.status, other.status), (200, 200), "{one:?} {other:?}");
 }
 
 #[tokio::test]

@@ -33,7 +33,13 @@ pub(super) type Outcome = Shared<BoxFuture<'static, Result<(), BackendError>>>;
 /// What is being settled.
 pub(super) struct Settling {
     backend: Arc<dyn LockBackend>,
-    of: Mutex<HashMap<HoldId, Outcome>>,
+    of: Mutex<HashMap<HoldId, Begun>>,
+}
+
+struct Begun {
+    outcome: Outcome,
+    /// Why it is not settled yet.
+    error: Option<BackendError>,
 }
 
 impl Settling {
@@ -52,7 +58,7 @@ impl Settling {
         let runtime = tokio::runtime::Handle::try_current().ok()?;
         let mut of = lock(&self.of);
         if let Some(begun) = of.get(hold) {
-            return Some(begun.clone());
+            return Some(begun.outcome.clone());
         }
         let (this, at, config, hold) = (self.clone(), at.clone(), config.clone(), hold.clone());
         let name = hold.clone();
@@ -62,7 +68,7 @@ impl Settling {
             outcome
         };
         let outcome = outcome.boxed().shared();
-        of.insert(name, outcome.clone());
+        of.insert(name, Begun { outcome: outcome.clone(), error: None });
         runtime.spawn(outcome.clone());
         Some(outcome)
     }
@@ -72,20 +78,25 @@ impl Settling {
     /// than a call may take, and not for long.
     ///
     /// # Errors
-    /// [`BackendError::Unavailable`] when that is over.
+    /// Why it is not settled, when that is over.
     pub(super) async fn before(&self, hold: &HoldId, wait: Duration) -> Result<(), BackendError> {
         let begun = {
             let of = lock(&self.of);
-            if of.is_empty() { None } else { of.get(hold).cloned() }
+            if of.is_empty() { None } else { of.get(hold).map(|begun| begun.outcome.clone()) }
         };
         let Some(begun) = begun else { return Ok(()) };
-        match timeout(wait.clamp(ONE_CALL, IN_CALL), begun).await {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                let what = "an earlier try of this request is still being withdrawn; try again";
-                Err(BackendError::Unavailable(what.into()))
-            }
+        if timeout(wait.clamp(ONE_CALL, IN_CALL), begun).await.is_ok() {
+            return Ok(());
         }
+        let error = lock(&self.of).get(hold).and_then(|begun| begun.error.clone());
+        Err(match error {
+            // Of the earlier try: of this one nothing was sent.
+            Some(BackendError::Unknown(_)) | None => {
+                let what = "an earlier try of this request is still being withdrawn; try again";
+                BackendError::Unavailable(what.into())
+            }
+            Some(error) => error,
+        })
     }
 
     /// Waits for the outcome; what takes longer goes on in the background.
@@ -110,7 +121,12 @@ impl Settling {
                     tracing::warn!(%at, %error, "a cancelled request could not be settled");
                     return Err(BackendError::Unknown(error.to_string()));
                 }
-                Err(_) => sleep(backoff.next_delay()).await,
+                Err(error) => {
+                    if let Some(begun) = lock(&self.of).get_mut(hold) {
+                        begun.error = Some(error);
+                    }
+                    sleep(backoff.next_delay()).await;
+                }
             }
         }
     }
