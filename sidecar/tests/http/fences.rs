@@ -121,9 +121,12 @@ async fn a_hold_that_is_being_released_is_not_its_holders_any_more() {
         app.get(&format!("{info}/events")).await.is_problem(410, "hold_lost");
         redis.pause(false);
     });
-    // A slow machine may have had no answer in time.
-    assert!([200, 503].contains(&released.status), "{released:?}");
-    assert_eq!(app.release("job", &held.body).await.status, 200);
+    // A slow machine may have had no answer in time, and then does not know whose release it was.
+    let again = app.release("job", &held.body).await;
+    assert!(
+        matches!((released.status, again.status), (200, 200) | (503, _)),
+        "{released:?} {again:?}"
+    );
     // Two that are under way at once are one.
     let held = app.post("/v1/locks/job/acquire").await.body;
     let (one, other) = tokio::join!(app.release("job", &held), app.release("job", &held));
