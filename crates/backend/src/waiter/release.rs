@@ -54,9 +54,10 @@ impl LockClient {
         }
         match self.way(done, now) {
             Way::Back => {
+                let early = self.lines.is_passing(at, hold);
                 let (release, first) = self.backend.release_and_look(at, config, hold).await?;
                 if release == Release::NotHeld {
-                    self.not_overtaking(at, hold)?;
+                    self.not_overtaking(early, at, hold)?;
                 }
                 self.note_first(at, first);
                 Ok(release)
@@ -119,17 +120,19 @@ impl LockClient {
         hold: &HoldId,
         ttl: Duration,
     ) -> Result<Renewal, BackendError> {
+        let early = self.lines.is_passing(at, hold);
         let renewal = self.backend.renew(at, config, hold, ttl).await?;
         if renewal == Renewal::Lost {
-            self.not_overtaking(at, hold)?;
+            self.not_overtaking(early, at, hold)?;
         }
         Ok(renewal)
     }
 
     /// Refuses an answer of the store that is older than what an heir was told: on a connection that
-    /// is made anew its calls may come before the one that it depends on.
-    fn not_overtaking(&self, at: &Address, hold: &HoldId) -> Result<(), BackendError> {
-        if self.lines.is_passing(at, hold) {
+    /// is made anew its calls may come before the one that it depends on. `early` is whether that one
+    /// was open when the call began: its answer may have come since.
+    fn not_overtaking(&self, early: bool, at: &Address, hold: &HoldId) -> Result<(), BackendError> {
+        if early || self.lines.is_passing(at, hold) {
             let what = "the hold was passed on, and the store has not heard of it yet; try again";
             return Err(BackendError::Unavailable(what.into()));
         }

@@ -291,6 +291,31 @@ async fn an_heir_that_comes_before_its_release_is_told_to_try_again() {
     assert_eq!(renewed, Ok(Renewal::Renewed { ttl: TTL }));
 }
 
+/// What the store says to an heir that came first is older than what it says to its release, even where
+/// the heir hears it later.
+#[tokio::test]
+async fn an_heir_that_came_first_and_is_answered_last_is_told_to_try_again() {
+    let store = Store::start(&[]).await;
+    let (pod, at, config) = (Pod::new(&store).await, mk_address("both"), mk_config());
+    let (hold, lock) = pod.hold(&at, &config).await;
+    let (first, asking) = pod.ask(&at, &config, 1).await;
+    let (heir, its) = (Heir::new(), Heir::new());
+    let release = || pod.try_release(&at, &config, (&hold, &lock), &heir);
+    // Its caller goes away, and takes it out of the turn.
+    assert_eq!(release().now_or_never(), None);
+    let got = held(asking).await;
+    pause(&store).await;
+    let mut early = Box::pin(pod.try_release(&at, &config, (&first, &got), &its));
+    assert_eq!((&mut early).now_or_never(), None);
+    // Of two answers that come together this one is looked at first.
+    let (sent, early) = tokio::join!(release(), early);
+    assert!(matches!(early, Err(BackendError::Unavailable(_))), "{early:?}");
+    assert_eq!(sent, Ok(Release::Released));
+    let again = pod.try_release(&at, &config, (&first, &got), &its).await;
+    assert_eq!(again, Ok(Release::Released));
+    assert_eq!(pod.session.locks.query(&at, &config).await.unwrap().holds, 0);
+}
+
 /// A ticket that the store has lost (evicted, reaped) is no reason to let another pod in.
 #[tokio::test]
 async fn an_heir_whose_ticket_is_lost_is_the_heir() {

@@ -20,6 +20,9 @@ use crate::fixture::{Store, mk_address, mk_config};
 /// Who had the lock, in the order of time.
 type Terms = Arc<Mutex<Vec<(Instant, Instant, Fence, usize)>>>;
 
+/// A hold that nobody has keeps everybody out for its time to live, which is much longer.
+const LONG: Duration = Duration::from_secs(1);
+
 /// Workers of three pods contend on connections that break: never two at once, and fences in order.
 #[tokio::test]
 async fn workers_of_several_pods_never_hold_at_once() {
@@ -71,11 +74,14 @@ async fn workers_of_several_pods_never_hold_at_once() {
     }
     let mut terms = std::mem::take(&mut *terms.lock().unwrap());
     terms.sort();
+    let last = terms.last().unwrap();
+    assert!(until.saturating_duration_since(last.1) < LONG, "after {} nobody had it", last.2);
     let mut passed = BTreeMap::<usize, u32>::new();
     for pair in terms.windows(2) {
         let [(_, end, fence, pod), (begun, _, next, other)] = pair else { unreachable!() };
         assert!(begun >= end, "two at once: fences {fence} and {next}");
         assert!(next > fence, "fences {fence} and then {next}");
+        assert!(*begun - *end < LONG, "after {fence} nobody had it for {:?}", *begun - *end);
         if *next == after(*fence, 1) {
             assert_eq!(pod, other, "passed on to another pod");
             *passed.entry(*pod).or_default() += 1;
