@@ -261,7 +261,7 @@ impl Candidate {
                 _ = heir.changed() => continue,
                 () = sleep_until(over.unwrap_or_else(Instant::now)), if over.is_some() => {
                     // What cannot be released now goes on in the background.
-                    drop(sidecar.release_view(&view).await);
+                    drop(sidecar.let_go_of(view.clone()).finish().await);
                     break;
                 }
             };

@@ -39,6 +39,21 @@ pub struct Acquire {
     pub permits: u32,
 }
 
+impl Acquire {
+    /// What it is in a queue.
+    pub fn ticket(&self) -> Ticket {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Ticket {
+            hold: self.hold.clone(),
+            session: self.session.clone(),
+            holder: self.holder.clone(),
+            ttl_ms: ms(self.ttl),
+            max_hold_ms: ms(self.max_hold),
+            permits: self.permits,
+        }
+    }
+}
+
 /// What a grant says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -251,8 +266,8 @@ pub trait LockBackend: Send + Sync + 'static {
         None
     }
     /// The fence of the waiter that the holder with this fence may pass its hold on to before the store
-    /// knows; `None` where the store keeps none for that. See [`pass_on`](LockBackend::pass_on).
-    fn fence_of_heir(&self, _: Fence) -> Option<Fence> {
+    /// knows; `None` where holds are not passed on. See [`pass_on`](LockBackend::pass_on).
+    fn fence_of_heir(&self, _: &Address, _: Fence) -> Option<Fence> {
         None
     }
     /// Ends a hold, which had this fence, and which its holder has passed on to a waiter of its own

@@ -66,10 +66,10 @@ impl Sidecar {
         let hold = candidate.said().borrow().hold.clone();
         let released = match hold.map(|hold| self.holds.find(&hold)) {
             Some(Found::Live(view)) => {
+                let mut releasing = self.let_go_of(view);
                 // It leads no more, whatever the store answers.
-                self.holds.releasing(&view.hold);
                 candidate.say_again();
-                self.release_view(&view).await
+                releasing.finish().await
             }
             Some(Found::Ended(_) | Found::Unknown) | None => Ok(()),
         };

@@ -9,9 +9,8 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_api::bundle::Verb;
-use holdfast_core::{Fence, Kind};
+use holdfast_core::Fence;
 use holdfast_wire::{Code, FenceCheckRequest, FenceCheckResponse, FenceOf};
-
 use tokio::time::sleep;
 
 use super::{Sidecar, terms::invalid};
@@ -37,11 +36,10 @@ impl Sidecar {
         let fence: Fence =
             fence.parse().map_err(|why| invalid("fence", &format!("cannot be read: {why}")))?;
         let backend = class.client.backend();
-        let of_heir = |newest| (at.kind == Kind::Lock).then(|| backend.fence_of_heir(newest))?;
         let mut pauses = AGAIN_AFTER.into_iter();
         let newest = loop {
             let newest = backend.newest_fence(&at, &class.config).await?;
-            if of_heir(newest) != Some(fence) {
+            if backend.fence_of_heir(&at, newest) != Some(fence) {
                 break newest;
             }
             let Some(pause) = pauses.next() else {

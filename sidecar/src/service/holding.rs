@@ -89,11 +89,10 @@ impl Sidecar {
         }
     }
 
-    /// Releases a hold that was live when it was looked at.
-    pub(crate) async fn release_view(self: &Arc<Self>, view: &View) -> Result<(), Failure> {
+    /// As [`Sidecar::let_go`], of a hold that was live when it was looked at.
+    pub(crate) fn let_go_of(self: &Arc<Self>, view: View) -> Releasing<'_> {
         self.holds.releasing(&view.hold);
-        let (view, now) = (view.clone(), self.clock.now());
-        Releasing { sidecar: self, view, now, is_done: false }.finish().await
+        Releasing { sidecar: self, view, now: self.clock.now(), is_done: false }
     }
 
     /// Whether it was held until now; `Err(None)` when it was not. `now` has just been read.

@@ -14,7 +14,6 @@ use holdfast_core::{
         Release, Renewal,
         state::{Acquired, Held, LockState, Offer},
     },
-    queue::Ticket,
 };
 
 use super::keys::{Keys, Now, State};
@@ -59,7 +58,7 @@ impl MemoryLocks {
     }
 
     fn acquire_at(&self, at: &Address, request: &Acquire, stamp: Stamp) -> Attempt {
-        let want = mk_ticket(request, 1);
+        let want = request.ticket();
         let policy = request.config.policy();
         let acquired = self.step(at, &request.config, stamp, |state, now| {
             state.acquire(now.ms, now.floor, policy, want, request.enqueue)
@@ -219,17 +218,6 @@ impl LockBackend for MemoryLocks {
             .filter(|(_, view)| view.holder.is_some() || view.waiters > 0)
             .take(limit)
             .collect())
-    }
-}
-
-pub(super) fn mk_ticket(request: &Acquire, permits: u32) -> Ticket {
-    Ticket {
-        hold: request.hold.clone(),
-        session: request.session.clone(),
-        holder: request.holder.clone(),
-        ttl_ms: request.ttl.as_millis() as u64,
-        max_hold_ms: request.max_hold.as_millis() as u64,
-        permits,
     }
 }
 

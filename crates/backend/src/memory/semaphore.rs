@@ -21,7 +21,7 @@ use holdfast_core::{
 
 use super::{
     keys::{Keys, Now, State},
-    lock::{mk_attempt, mk_grant, mk_holder, mk_ticket},
+    lock::{mk_attempt, mk_grant, mk_holder},
 };
 use crate::hub::{Hub, lock};
 
@@ -59,7 +59,7 @@ impl MemorySemaphores {
     }
 
     fn acquire_at(&self, at: &Address, request: &Acquire, stamp: Stamp) -> Attempt {
-        let want = mk_ticket(request, request.permits);
+        let want = request.ticket();
         let acquired = self.step(at, &request.config, stamp, |state, now, policy| {
             state.acquire(now.ms, now.floor, policy, want, request.enqueue)
         });

@@ -283,10 +283,11 @@ impl LockBackend for RedisLocks {
         Ok((released, read_first(&mut reply)?))
     }
 
-    fn fence_of_heir(&self, own: Fence) -> Option<Fence> {
-        // A grant that waits for replicas is none before they have it; nor is one vote of several.
-        let is_alone = self.acked.is_none() && self.voter.is_none();
-        is_alone.then(|| Fence::compose(own.epoch(), own.sequence() + 1).ok())?
+    fn fence_of_heir(&self, at: &Address, own: Fence) -> Option<Fence> {
+        // It is the store's to name who leads. A grant that waits for replicas is none before they have
+        // it; nor is one vote of several.
+        let may = at.kind == Kind::Lock && self.acked.is_none() && self.voter.is_none();
+        may.then(|| Fence::compose(own.epoch(), own.sequence() + 1).ok())?
     }
 
     async fn pass_on(

@@ -105,7 +105,7 @@ impl Lines {
         let line = lines.entry(at.clone()).or_default();
         line.config = Some(request.config.clone());
         let users = line.waiters.get(&request.hold).map_or(0, |(users, _)| *users);
-        line.waiters.insert(request.hold.clone(), (users + 1, mk_ticket(request)));
+        line.waiters.insert(request.hold.clone(), (users + 1, request.ticket()));
         if position == 1 {
             line.first = Some(request.hold.clone());
         } else {
@@ -217,18 +217,5 @@ impl Lines {
         for hold in holds {
             self.hub.send(&hold, Push::Requeue);
         }
-    }
-}
-
-/// What a request is in the store's queue.
-fn mk_ticket(request: &Acquire) -> Ticket {
-    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    Ticket {
-        hold: request.hold.clone(),
-        session: request.session.clone(),
-        holder: request.holder.clone(),
-        ttl_ms: ms(request.ttl),
-        max_hold_ms: ms(request.max_hold),
-        permits: request.permits,
     }
 }

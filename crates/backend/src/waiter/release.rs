@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use holdfast_core::{
-    Address, BackendError, Deadline, Fence, HoldId, Kind, Stamp,
+    Address, BackendError, Deadline, Fence, HoldId, Stamp,
     lock::{Fairness, Grant, LockConfig, Passed, Push, Release, Renewal},
     queue::Ticket,
 };
@@ -140,16 +140,15 @@ impl LockClient {
     }
 
     /// A hold could not be released, and nothing more is tried: it runs out.
-    pub fn give_up(&self, done: &Done<'_>, now: Stamp) {
+    pub fn give_up(self: &Arc<Self>, done: &Done<'_>, now: Stamp) {
         let Some(heir) = done.heir.told() else { return };
-        let (lines, hub, settling) = (self.lines.clone(), self.hub.clone(), self.settling.clone());
-        let (at, config) = (done.at.clone(), done.config.clone());
+        let (this, at, config) = (self.clone(), done.at.clone(), done.config.clone());
         let left = done.deadline.remaining(now);
         tokio::spawn(async move {
             sleep(left).await;
             // The release may have been carried out all the same.
-            if lines.passed(&at, &heir.hold) && !hub.send(&heir.hold, Push::Requeue) {
-                settling.begin(&at, &config, &heir.hold);
+            if this.lines.passed(&at, &heir.hold) {
+                this.see_to(&at, &config, &heir.hold);
             }
         });
     }
@@ -166,13 +165,18 @@ impl LockClient {
             self.hub.send(heir, Push::Lost);
             return passed.release;
         }
+        self.see_to(at, config, heir);
+        self.note_first(at, passed.first);
+        Release::Released
+    }
+
+    /// Sees to an heir that has a hold in the store, or may have.
+    fn see_to(&self, at: &Address, config: &Arc<LockConfig>, heir: &HoldId) {
         // If it still waits, it was not told, or has asked again meanwhile: it is to ask once more.
         if !self.hub.send(heir, Push::Requeue) {
             // It ended before the store heard of it: nobody would release what it has there.
             self.settling.begin(at, config, heir);
         }
-        self.note_first(at, passed.first);
-        Release::Released
     }
 
     fn note_first(&self, at: &Address, first: Option<HoldId>) {
@@ -185,10 +189,10 @@ impl LockClient {
     fn next(&self, done: &Done<'_>, now: Stamp) -> Option<(Ticket, Grant)> {
         let Done { at, config, .. } = *done;
         let is_in_order = config.fairness == Fairness::Fifo && config.min_hold_ms == 0;
-        if at.kind != Kind::Lock || !is_in_order || done.deadline.passed(now) {
+        if !is_in_order || done.deadline.passed(now) {
             return None;
         }
-        let fence = self.backend.fence_of_heir(done.fence)?;
+        let fence = self.backend.fence_of_heir(at, done.fence)?;
         let heir = self.lines.take_first(at)?;
         if heir.hold == *done.hold {
             self.lines.passed(at, &heir.hold);

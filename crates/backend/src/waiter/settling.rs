@@ -80,10 +80,7 @@ impl Settling {
     /// # Errors
     /// Why it is not settled, when that is over.
     pub(super) async fn before(&self, hold: &HoldId, wait: Duration) -> Result<(), BackendError> {
-        let begun = {
-            let of = lock(&self.of);
-            if of.is_empty() { None } else { of.get(hold).map(|begun| begun.outcome.clone()) }
-        };
+        let begun = lock(&self.of).get(hold).map(|begun| begun.outcome.clone());
         let Some(begun) = begun else { return Ok(()) };
         if timeout(wait.clamp(ONE_CALL, IN_CALL), begun).await.is_ok() {
             return Ok(());

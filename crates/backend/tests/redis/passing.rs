@@ -11,7 +11,6 @@ use holdfast_core::{
     Address, BackendError, Fence, HoldId, Kind, SystemClock,
     clock::Clock,
     lock::{Acquire, Attempt, Fairness, LockBackend, LockConfig, Passed, Push, Release, Renewal},
-    queue::Ticket,
 };
 use tokio::{
     task::JoinHandle,
@@ -67,12 +66,6 @@ impl Pod {
     /// No push reaches it for a while.
     async fn deaf(&self, store: &Store) {
         let _: i64 = store.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await.unwrap();
-    }
-
-    fn mk_ticket(&self, config: &Arc<LockConfig>, hold: &HoldId) -> Arc<Ticket> {
-        let Acquire { hold, session, holder, permits, .. } = self.session.request(config, hold);
-        let ttl_ms = config.ttl_ms;
-        Arc::new(Ticket { hold, session, holder, ttl_ms, max_hold_ms: 0, permits })
     }
 
     pub async fn hold(&self, at: &Address, config: &Arc<LockConfig>) -> (HoldId, HeldLock) {
@@ -385,7 +378,7 @@ async fn who_has_given_up_inherits_nothing() {
     })
     .await;
     // Even if it is named: its cancellation came first.
-    let heir = pod.mk_ticket(&config, &gone);
+    let heir = Arc::new(pod.session.request(&config, &gone).ticket());
     let passed = pod.session.locks.pass_on(&at, &config, &hold, lock.fence, heir).await;
     assert_eq!(passed, Ok(Passed { release: Release::Released, is_heirs: false, first: None }));
     let next = held(next).await;

@@ -9,9 +9,8 @@ use crate::redis::reply::{Reply, unexpected};
 
 /// A grant, and whether nobody knows of it yet.
 pub(in crate::redis) fn read_grant(reply: &mut Reply) -> Result<(Grant, bool), BackendError> {
-    let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
-    let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-    Ok((Grant { fence, ttl, claimed: true, since: None }, reply.number()? == 1))
+    let grant = Grant { claimed: true, ..read_offered(reply)? };
+    Ok((grant, reply.number()? == 1))
 }
 
 /// Who is first in line.
@@ -27,9 +26,14 @@ pub(super) fn read_offer(reply: &mut Reply) -> Result<Option<(HoldId, Grant)>, B
         return Ok(None);
     }
     let hold = HoldId::new(reply.text()?).map_err(unexpected)?;
+    Ok(Some((hold, read_offered(reply)?)))
+}
+
+/// Sequence, time to live and epoch of a grant.
+fn read_offered(reply: &mut Reply) -> Result<Grant, BackendError> {
     let (seq, ttl, epoch) = (reply.number()?, reply.millis()?, reply.number()?);
     let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-    Ok(Some((hold, Grant::offered(fence, ttl))))
+    Ok(Grant::offered(fence, ttl))
 }
 
 /// What became of a release.
