@@ -161,20 +161,27 @@ impl Inner {
                 }
                 Ok(Taken::Granted(Grant { fence, ttl, claimed: true, since: None }, sent))
             }
-            // Perhaps an earlier try of this very write: the caller re-reads and finds out.
-            Err(Fault::Conflict) => Ok(Taken::Raced),
             Err(fault) => {
-                if !matches!(fault, Fault::Unknown(_)) && !self.was_tried_before(request, sent) {
-                    lock(&self.local).close(&request.hold);
+                // Another try of this very write may have come first, or may be still to come.
+                if !matches!(fault, Fault::Unknown(_)) {
+                    lock(&self.local).close_only_try(&request.hold, sent);
                 }
-                Err(fault.on(&slot.at.namespace, &slot.name()))
+                match fault {
+                    // The caller re-reads and finds out.
+                    Fault::Conflict => Ok(Taken::Raced),
+                    fault => Err(fault.on(&slot.at.namespace, &slot.name())),
+                }
             }
         }
     }
 
-    /// Whether an earlier write of the same hold on the same basis is still open.
-    fn was_tried_before(&self, request: &Acquire, sent: Stamp) -> bool {
-        lock(&self.local).opened(&request.hold).is_some_and(|open| open.sent != sent)
+    /// The error that a request ends with: while a write of its hold is open, it is not known that
+    /// nothing is held, however certain that is of the call that failed.
+    pub(super) fn or_unknown(&self, hold: &HoldId, error: BackendError) -> BackendError {
+        match lock(&self.local).opened(hold) {
+            Some(_) => BackendError::Unknown(error.to_string()),
+            None => error,
+        }
     }
 
     /// Makes a hold that an earlier request got this request's, by extending it: the caller counts

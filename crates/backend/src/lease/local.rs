@@ -24,8 +24,9 @@ use super::{
 const PLACES: usize = 1_024;
 /// Holds and open requests beyond which old ones are looked for and forgotten.
 const SWEEP_AT: usize = 1_024;
-/// Nothing of a request is left anywhere after this time; nor is a class's time to live longer.
-const FORGET_AFTER: Duration = Duration::from_secs(24 * 3_600);
+/// After so many times to live nothing is left of a write: it has been in flight for one of them at
+/// most, and what it granted, and nobody renewed, has run out.
+const LEFT_FOR_TTLS: u32 = 3;
 
 #[derive(Default)]
 pub(super) struct Local {
@@ -83,8 +84,19 @@ pub(super) struct Open {
     pub basis: Basis,
     /// Before the first of its tries was sent.
     pub sent: Stamp,
+    /// Before the newest of them was sent.
+    tried: Stamp,
     /// The mark of the session that it is for.
     session: String,
+    /// For how long it grants.
+    ttl: Duration,
+}
+
+impl Open {
+    /// Whether something of it may still be in the store, or come there.
+    fn may_be_left(&self, now: Stamp) -> bool {
+        now.since(self.tried) < self.ttl.max(Duration::from_secs(1)) * LEFT_FOR_TTLS
+    }
 }
 
 impl Own {
@@ -193,8 +205,9 @@ impl Local {
         let held = place.known.values().filter_map(|known| known.held_by(&session, now));
         let promised = place.asking.iter().filter(|(_, of)| *of == session).map(|(hold, _)| hold);
         let mut holds: Vec<String> = held.chain(promised.cloned()).collect();
-        let open =
-            self.open.iter().filter(|(_, open)| open.slot.at == *at && open.session == session);
+        let open = self.open.iter().filter(|(_, open)| {
+            open.slot.at == *at && open.session == session && open.may_be_left(now)
+        });
         holds.extend(open.map(|(hold, _)| names::mark(hold.as_str())));
         holds.retain(|hold| *hold != own);
         holds.sort_unstable();
@@ -228,9 +241,12 @@ impl Local {
             slot: slot.clone(),
             basis: basis.clone(),
             sent: now,
+            tried: now,
             session: names::mark(request.session.as_str()),
+            ttl: request.ttl,
         };
         let open = entry.or_insert_with(fresh);
+        open.tried = now;
         // On another basis the earlier write can no longer apply: nothing is left of it.
         if open.basis != *basis {
             *open = fresh();
@@ -246,6 +262,13 @@ impl Local {
     /// An open write certainly was not carried out, and will not be.
     pub(super) fn close(&mut self, hold: &HoldId) {
         self.open.remove(hold);
+    }
+
+    /// The try that was sent then was not carried out: nothing is open if there was no other.
+    pub(super) fn close_only_try(&mut self, hold: &HoldId, sent: Stamp) {
+        if self.open.get(hold).is_some_and(|open| open.sent == sent && open.tried == sent) {
+            self.open.remove(hold);
+        }
     }
 
     /// A hold is granted. False if it has been cancelled meanwhile: whoever cancelled it frees it.
@@ -298,7 +321,7 @@ impl Local {
             return;
         }
         self.holds.retain(|_, own| !own.is_over(now));
-        self.open.retain(|_, open| now.since(open.sent) < FORGET_AFTER);
+        self.open.retain(|_, open| open.may_be_left(now));
         // A request is in flight for seconds at most.
         self.tombs.retain(|_, since| now.since(*since) < Duration::from_secs(60));
     }

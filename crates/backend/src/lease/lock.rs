@@ -63,6 +63,44 @@ impl LeaseLocks {
         lock(&self.inner.local).known(slot)?.verdict(self.inner.clock.now(), &mark, delay)
     }
 
+    async fn attempt(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
+        let since = self.inner.clock.now();
+        if let Some(answer) = self.inner.answer(at, request, since) {
+            return Ok(answer);
+        }
+        let slot = Slot::only(at);
+        let mut hint = self.free_hint(&slot, &request.hold);
+        for _ in 0..TRIES {
+            let taken = match hint.take() {
+                Some(seen) => self.inner.take(&slot, request, &seen).await?,
+                None => {
+                    let seen = self.inner.read(&slot, call_budget(&request.config)).await?;
+                    self.inner.resolve(&request.hold, &seen);
+                    match self.verdict(&slot, request) {
+                        Some(Verdict::Free) => self.inner.take(&slot, request, &seen).await?,
+                        Some(Verdict::Mine) => self.inner.adopt(&slot, request, &seen).await?,
+                        Some(Verdict::Held { left }) => {
+                            return Ok(self.inner.stand_in_line(at, request, since, left));
+                        }
+                        Some(Verdict::Terminating) => {
+                            let name = slot.name();
+                            let what = format!("Lease \"{name}\" is being deleted with its class");
+                            return Err(BackendError::NotFound(what));
+                        }
+                        // Deleted since it was read.
+                        None => continue,
+                    }
+                }
+            };
+            match taken {
+                Taken::Granted(grant, _) => return Ok(Attempt::Granted(grant)),
+                Taken::Cancelled => return Ok(Attempt::Cancelled),
+                Taken::Raced => {}
+            }
+        }
+        Ok(self.inner.stand_in_line(at, request, since, LOST_THE_RACE))
+    }
+
     fn view(&self, slot: &Slot, config: &LockConfig, seen: &Snapshot) -> LockView {
         let holder = self.inner.holder(slot, config, seen);
         let held = u32::from(holder.is_some());
@@ -117,41 +155,8 @@ impl LockBackend for LeaseLocks {
     }
 
     async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
-        let since = self.inner.clock.now();
-        if let Some(answer) = self.inner.answer(at, request, since) {
-            return Ok(answer);
-        }
-        let slot = Slot::only(at);
-        let mut hint = self.free_hint(&slot, &request.hold);
-        for _ in 0..TRIES {
-            let taken = match hint.take() {
-                Some(seen) => self.inner.take(&slot, request, &seen).await?,
-                None => {
-                    let seen = self.inner.read(&slot, call_budget(&request.config)).await?;
-                    self.inner.resolve(&request.hold, &seen);
-                    match self.verdict(&slot, request) {
-                        Some(Verdict::Free) => self.inner.take(&slot, request, &seen).await?,
-                        Some(Verdict::Mine) => self.inner.adopt(&slot, request, &seen).await?,
-                        Some(Verdict::Held { left }) => {
-                            return Ok(self.inner.stand_in_line(at, request, since, left));
-                        }
-                        Some(Verdict::Terminating) => {
-                            let name = slot.name();
-                            let what = format!("Lease \"{name}\" is being deleted with its class");
-                            return Err(BackendError::NotFound(what));
-                        }
-                        // Deleted since it was read.
-                        None => continue,
-                    }
-                }
-            };
-            match taken {
-                Taken::Granted(grant, _) => return Ok(Attempt::Granted(grant)),
-                Taken::Cancelled => return Ok(Attempt::Cancelled),
-                Taken::Raced => {}
-            }
-        }
-        Ok(self.inner.stand_in_line(at, request, since, LOST_THE_RACE))
+        let attempt = self.attempt(at, request).await;
+        attempt.map_err(|error| self.inner.or_unknown(&request.hold, error))
     }
 
     async fn renew(

@@ -94,37 +94,7 @@ impl LeaseSemaphores {
         Ok(())
     }
 
-    fn view(&self, at: &Address, config: &LockConfig) -> LockView {
-        let records = self.records(at);
-        let holders =
-            records.iter().filter_map(|(slot, seen)| self.inner.holder(slot, config, seen));
-        let mut holders: Vec<HolderView> = holders.collect();
-        // A fence is as old as its hold.
-        holders.sort_by_key(|holder| holder.fence);
-        let held = holders.len() as u32;
-        let mut named = holders.into_iter().take(NAMED);
-        LockView {
-            holder: named.next(),
-            others: named.collect(),
-            holds: held,
-            used: held,
-            last_fence: records.iter().filter_map(|(_, seen)| seen.record.fence).max(),
-            ..self.inner.line(at)
-        }
-    }
-}
-
-#[async_trait]
-impl LockBackend for LeaseSemaphores {
-    fn substrate(&self) -> Substrate {
-        Substrate::Lease
-    }
-
-    fn guarantee(&self) -> Guarantee {
-        Guarantee::Consensus
-    }
-
-    async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
+    async fn attempt(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
         // Two slots would be two writes, and half of a hold is none.
         if request.permits > 1 {
             return Ok(Attempt::TooMany { most: 1 });
@@ -170,6 +140,41 @@ impl LockBackend for LeaseSemaphores {
                 "the operator has not created the Leases of {at} yet, or is deleting them"
             ))),
         }
+    }
+
+    fn view(&self, at: &Address, config: &LockConfig) -> LockView {
+        let records = self.records(at);
+        let holders =
+            records.iter().filter_map(|(slot, seen)| self.inner.holder(slot, config, seen));
+        let mut holders: Vec<HolderView> = holders.collect();
+        // A fence is as old as its hold.
+        holders.sort_by_key(|holder| holder.fence);
+        let held = holders.len() as u32;
+        let mut named = holders.into_iter().take(NAMED);
+        LockView {
+            holder: named.next(),
+            others: named.collect(),
+            holds: held,
+            used: held,
+            last_fence: records.iter().filter_map(|(_, seen)| seen.record.fence).max(),
+            ..self.inner.line(at)
+        }
+    }
+}
+
+#[async_trait]
+impl LockBackend for LeaseSemaphores {
+    fn substrate(&self) -> Substrate {
+        Substrate::Lease
+    }
+
+    fn guarantee(&self) -> Guarantee {
+        Guarantee::Consensus
+    }
+
+    async fn acquire(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
+        let attempt = self.attempt(at, request).await;
+        attempt.map_err(|error| self.inner.or_unknown(&request.hold, error))
     }
 
     async fn renew(

@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod histories;
+mod open;
 
 const TTL: Duration = Duration::from_secs(15);
 
