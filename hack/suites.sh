@@ -8,6 +8,8 @@ workspace=(--workspace --exclude holdfast-e2e --locked)
 cores=$(nproc)
 # Most tests of a program wait, too.
 export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((cores * 2))}
+# What insta was built with may be another checkout that shares the folder of builds.
+export INSTA_WORKSPACE_ROOT=$PWD
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -13,7 +13,7 @@
 
 use std::{
     io::Write,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output, Stdio},
     sync::{Mutex, OnceLock},
     thread::sleep,
@@ -31,9 +31,11 @@ fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run hack/e2e.sh"))
 }
 
-/// The root of the checkout.
+/// The root of the checkout, in which tests run, or in the folder of this package.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let here = std::env::current_dir().unwrap();
+    let root = here.ancestors().find(|dir| dir.join("hack/e2e.sh").exists());
+    root.expect("tests run in a checkout").to_owned()
 }
 
 /// The image with curl and redis.

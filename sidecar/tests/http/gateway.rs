@@ -47,9 +47,10 @@ fn free_port() -> u16 {
 
 /// What the chart says of a gateway on a port.
 fn render(port: u16) -> String {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Tests run in the folder of their package.
+    let root = Path::new("..");
     let run = |program: &str, args: &[&str]| {
-        let output = Command::new(program).args(args).current_dir(&root).output().unwrap();
+        let output = Command::new(program).args(args).current_dir(root).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };

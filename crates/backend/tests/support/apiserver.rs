@@ -7,7 +7,7 @@
 
 use std::{
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::OnceLock,
     time::Duration,
@@ -248,9 +248,10 @@ impl Drop for ApiServer {
 }
 
 /// The repository: suites of several crates share this file.
-fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.ancestors().find(|dir| dir.join("hack/tools.sh").exists()).expect("a checkout")
+fn root() -> PathBuf {
+    let here = std::env::current_dir().unwrap();
+    let root = here.ancestors().find(|dir| dir.join("hack/tools.sh").exists());
+    root.expect("tests run in a folder of a checkout").to_owned()
 }
 
 /// The binary that is etcd, kube-apiserver and kubectl.

@@ -4,7 +4,7 @@
 use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -30,7 +30,7 @@ impl RedisServer {
     /// As [`RedisServer::start`], the newest Valkey.
     #[allow(dead_code, reason = "not every suite that shares this file needs it")]
     pub fn valkey(args: &[&str]) -> Self {
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let here = std::env::current_dir().unwrap();
         let tools =
             here.ancestors().map(|dir| dir.join("hack/tools.sh")).find(|path| path.exists());
         let output = Command::new(tools.expect("a checkout")).arg("valkey").output().unwrap();

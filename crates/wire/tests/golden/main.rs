@@ -18,7 +18,8 @@ const HOLD: &str = "0f6bd1d5f1c84f4e8f7e6f0c2a9b1d3c";
 const FENCE: &str = "4611686018427387904";
 
 fn check<T: Serialize + DeserializeOwned + PartialEq + Debug>(file: &str, value: &T) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file);
+    // Tests run in the folder of their package.
+    let path = Path::new("tests/golden").join(file);
     let text = serde_json::to_string_pretty(value).unwrap() + "\n";
     if std::env::var_os("HOLDFAST_UPDATE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
