@@ -19,6 +19,7 @@ use tokio::{
 
 use crate::fixture::{Session, Store, TTL, eventually, mk_address, mk_config};
 
+mod crash;
 mod workers;
 
 /// A pod: its session, and whatever waits and holds in it.
