@@ -159,6 +159,28 @@ pub struct HolderView {
     pub permits: u32,
 }
 
+/// The holds of a key that a release by force takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Every one.
+    All,
+    /// The one with this fence.
+    One(Fence),
+    /// Those that are as old as this fence, or older.
+    UpTo(Fence),
+}
+
+impl Which {
+    /// Whether it takes the hold with this fence.
+    pub fn takes(self, fence: Fence) -> bool {
+        match self {
+            Which::All => true,
+            Which::One(one) => fence == one,
+            Which::UpTo(newest) => fence <= newest,
+        }
+    }
+}
+
 /// The state of one key, for people and dashboards. Stale the moment it is read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockView {
@@ -316,17 +338,16 @@ pub trait LockBackend: Send + Sync + 'static {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Option<HolderView>, BackendError>;
-    /// Takes the hold with this fence from whoever has it, or every hold of the key. Returns whom
-    /// they were taken from.
+    /// Takes holds of the key from whoever has them. Returns whom they were taken from.
     async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-        only: Option<Fence>,
+        which: Which,
     ) -> Result<Vec<HolderView>, BackendError> {
-        match only {
-            None => Ok(self.force_release(at, config).await?.into_iter().collect()),
-            Some(_) => Err(BackendError::NotFound(format!(
+        match which {
+            Which::All => Ok(self.force_release(at, config).await?.into_iter().collect()),
+            Which::One(_) | Which::UpTo(_) => Err(BackendError::NotFound(format!(
                 "{at} has one hold at the most: take it without naming its fence"
             ))),
         }

@@ -1,10 +1,10 @@
 //! Force release by annotation: once, with an Event, and then the annotation is gone.
 //!
 //! A crash between the release and the end of the annotation must not take the lock from the next
-//! holder as well. So the fence that the release is meant for is written down first; a key whose
-//! fence has moved past it has been dealt with.
+//! holder as well, nor may what was taken go untold. So the newest fence that the release is meant for
+//! is written down first, with who holds: what is newer is left alone, and who is gone is told.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use holdfast_api::{load::did_you_mean, names::ANNOTATION_FORCE_RELEASE};
 use holdfast_backend::{
@@ -14,17 +14,18 @@ use holdfast_backend::{
 };
 use holdfast_core::{
     Address, Fence, Key, Kind, SessionId, Substrate, SystemClock,
-    lock::{Keys, LockBackend, LockConfig},
+    lock::{HolderView, Keys, LockBackend, LockConfig, LockView, Which},
 };
 use kube::{ResourceExt, runtime::events::EventType};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 
 use super::{Controlled, Valid};
 use crate::{apply, context::Context, error::Error, stores::known_epoch};
 
-/// The newest fence that the release is meant for.
-const MEANT_FOR: &str = "holdfast.dev/force-release-fence";
+/// What the release is meant for, see [`Meant`].
+const MEANT: &str = "holdfast.dev/force-release-meant";
 /// The Event about it.
 const FORCE_RELEASED: &str = "ForceReleased";
 /// For how long a store may take.
@@ -40,7 +41,7 @@ pub async fn by_annotation<K: Controlled>(
     valid: &Valid,
 ) -> Result<(), Error> {
     let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else { return Ok(()) };
-    let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT_FOR: null });
+    let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT: null });
     let holds = valid.lock.as_ref().ok_or_else(|| {
         format!("{ANNOTATION_FORCE_RELEASE}: a {} has no holds to release", K::KIND)
     });
@@ -70,45 +71,78 @@ pub async fn by_annotation<K: Controlled>(
         Substrate::Lease | Substrate::Redis | Substrate::Memory => view.last_fence,
     };
     let newest = newest.unwrap_or(Fence::new(0));
-    let meant_for = object.annotations().get(MEANT_FOR).and_then(|text| text.parse::<Fence>().ok());
-    let Some(meant_for) = meant_for else {
+    let Some(meant) = Meant::written_on(object) else {
         // The change brings us back here.
-        return apply::annotate(ctx, object, json!({ MEANT_FOR: newest.to_string() })).await;
+        let meant = json!(Meant::by(newest, only, &view));
+        return apply::annotate(ctx, object, json!({ MEANT: meant.to_string() })).await;
     };
-    let slots = (K::KIND == Kind::Semaphore && valid.substrate == Substrate::Lease)
-        .then(|| LeaseSemaphores::beside(&ctx.leases));
+    let which = only.map_or(Which::UpTo(meant.newest), Which::One);
     let mut taken = Vec::new();
-    let tried = match (slots, only) {
-        // Slot by slot, and perhaps only some of them before a crash: the fence of each tells.
-        (Some(slots), None) => {
-            within(slots.force_release_up_to(&at, config, meant_for, &mut taken)).await
+    let tried = match (K::KIND, valid.substrate) {
+        // Slot by slot, and perhaps only some of them before the time is over.
+        (Kind::Semaphore, Substrate::Lease) => {
+            let slots = LeaseSemaphores::beside(&ctx.leases);
+            within(slots.force(&at, config, which, &mut taken)).await
         }
-        (_, None) if newest > meant_for => Ok(()),
-        // A hold that is named by its fence is that one or none, whatever was granted since.
-        (_, only) => {
-            within(locks.force_release_holds(&at, config, only)).await.map(|all| taken = all)
+        (Kind::Semaphore, _) => {
+            within(locks.force_release_holds(&at, config, which)).await.map(|all| taken = all)
+        }
+        // Of the one holder at a time that there is, whoever was meant has gone.
+        _ if newest > meant.newest => Ok(()),
+        _ => {
+            let holder = within(locks.force_release(&at, config)).await;
+            holder.map(|holder| taken.extend(holder))
         }
     };
     // Those that were taken are told even if the rest was not: the next try does not find them.
-    for view in &taken {
-        tracing::info!(lock = %at, holder = %view.holder, fence = %view.fence,
-            "released by force");
+    let tell = async |holder: &str, fence: Fence, or: &str| {
+        tracing::info!(lock = %at, holder, %fence, "released by force{or}");
         let note = format!(
-            "key \"{}\" was taken from pod \"{}\" (fence {}) by the annotation \
-             {ANNOTATION_FORCE_RELEASE}",
-            at.key, view.holder, view.fence
+            "key \"{}\" was taken from pod \"{holder}\" (fence {fence}) by the annotation \
+             {ANNOTATION_FORCE_RELEASE}{or}",
+            at.key
         );
-        let about = Some((view.holder.to_string(), at.key.to_string()));
-        ctx.forced.note(&at, view.fence);
+        ctx.forced.note(&at, fence);
+        let about = Some((holder.to_owned(), at.key.to_string()));
         ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
+    };
+    for HolderView { holder, fence, .. } in &taken {
+        tell(holder.as_str(), *fence, "").await;
     }
     tried.map_err(store)?;
-    // Where what was older is taken once more, there may be nothing left of it.
-    if taken.is_empty() && (newest <= meant_for || only.is_some()) {
+    // What an earlier try took, if its answer was lost, or the operator ended before it told.
+    for (fence, holder) in &meant.holders {
+        if !ctx.forced.contains(&at, *fence) {
+            tell(holder, *fence, ", or had ended just before").await;
+        }
+    }
+    if taken.is_empty() && meant.holders.is_empty() {
         let note = format!("key \"{}\" was not held: nothing to release", at.key);
         ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
     }
     apply::annotate(ctx, object, done).await
+}
+
+/// What a release is meant for, written down before anything is taken.
+#[derive(Serialize, Deserialize)]
+struct Meant {
+    /// The newest fence that there was.
+    newest: Fence,
+    /// The holders by their fences, as far as a view names them.
+    holders: BTreeMap<Fence, String>,
+}
+
+impl Meant {
+    fn by(newest: Fence, only: Option<Fence>, view: &LockView) -> Self {
+        let all = view.holder.iter().chain(&view.others);
+        let meant = all.filter(|holder| only.is_none_or(|fence| holder.fence == fence));
+        let holders = meant.map(|holder| (holder.fence, holder.holder.to_string())).collect();
+        Meant { newest, holders }
+    }
+
+    fn written_on(object: &impl ResourceExt) -> Option<Self> {
+        serde_json::from_str(object.annotations().get(MEANT)?).ok()
+    }
 }
 
 /// What was asked for: a key, and of a semaphore perhaps the fence of one hold, as `KEY#FENCE`.

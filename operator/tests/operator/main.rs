@@ -11,6 +11,7 @@ mod crashes;
 mod elections;
 mod endings;
 mod fixture;
+mod forced;
 mod gate_ends;
 mod gates;
 mod passwords;

@@ -20,12 +20,12 @@ mod leases;
 
 const TTL: Duration = Duration::from_secs(20);
 
-async fn get(bed: &Bed<'_>, name: &str) -> Option<Semaphore> {
+pub async fn get(bed: &Bed<'_>, name: &str) -> Option<Semaphore> {
     let api: Api<Semaphore> = Api::namespaced(bed.client.clone(), &bed.namespace);
     api.get_opt(name).await.unwrap()
 }
 
-async fn until_ready(bed: &Bed<'_>, name: &str) -> Semaphore {
+pub async fn until_ready(bed: &Bed<'_>, name: &str) -> Semaphore {
     let mut seen = None;
     eventually(&format!("Semaphore {name} to be ready"), async || {
         seen = get(bed, name).await;
@@ -43,14 +43,14 @@ async fn until_ready(bed: &Bed<'_>, name: &str) -> Semaphore {
 }
 
 /// As a sidecar of the namespace: the class as its bundle says, the store with its own credentials.
-struct Pods {
+pub struct Pods {
     at: Address,
     config: Arc<LockConfig>,
     store: Arc<RedisSemaphores>,
 }
 
 impl Pods {
-    async fn of(bed: &Bed<'_>, backend: &str, class: &str, key: &str) -> Self {
+    pub async fn of(bed: &Bed<'_>, backend: &str, class: &str, key: &str) -> Self {
         let bundle = bed.bundle().await.unwrap();
         let class_of = bundle.class(Kind::Semaphore, class).unwrap();
         Pods {
@@ -75,14 +75,14 @@ impl Pods {
         (request.hold, attempt)
     }
 
-    async fn acquire(&self, pod: &str, permits: u32) -> (HoldId, Grant) {
+    pub async fn acquire(&self, pod: &str, permits: u32) -> (HoldId, Grant) {
         match self.try_acquire(pod, permits, false).await {
             (hold, Attempt::Granted(grant)) => (hold, grant),
             (_, other) => panic!("{pod} got no {permits} permits: {other:?}"),
         }
     }
 
-    async fn renew(&self, hold: &HoldId) -> Renewal {
+    pub async fn renew(&self, hold: &HoldId) -> Renewal {
         self.store.renew(&self.at, &self.config, hold, TTL).await.unwrap()
     }
 }

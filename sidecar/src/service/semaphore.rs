@@ -1,7 +1,10 @@
 //! Permits: acquired as a lock is, in holds of different weight.
 
 use holdfast_api::bundle::Verb;
-use holdfast_core::{Fence, Key, lock::HolderView};
+use holdfast_core::{
+    Fence, Key,
+    lock::{HolderView, Which},
+};
 use holdfast_wire::{Code, PermitsRequest, SemaphoreState};
 
 use super::{
@@ -59,10 +62,11 @@ impl Sidecar {
     ) -> Result<(Key, Vec<HolderView>), Failure> {
         let class = self.snapshot.load().semaphore(name)?.clone();
         let at = self.address(&class, key, Verb::ForceRelease)?;
-        let only = fence.map(str::parse::<Fence>).transpose();
-        let only = only.map_err(|why| Failure::new(Code::InvalidField, format!("fence: {why}")))?;
+        let one = fence.map(str::parse::<Fence>).transpose();
+        let one = one.map_err(|why| Failure::new(Code::InvalidField, format!("fence: {why}")))?;
+        let which = one.map_or(Which::All, Which::One);
         let backend = class.client.backend();
-        let taken = backend.force_release_holds(&at, &class.config, only).await?;
+        let taken = backend.force_release_holds(&at, &class.config, which).await?;
         for from in &taken {
             tracing::info!(%at, holder = %from.holder, fence = %from.fence, "taken by force");
         }

@@ -11,9 +11,10 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
+    Address, BackendError, ClassName, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
         Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Release, Renewal,
+        Which,
     },
     semaphore::{NAMED, slots::MAX_SLOTS},
 };
@@ -52,39 +53,28 @@ impl LeaseSemaphores {
         Arc::new(LeaseSemaphores { inner: locks.inner.clone() })
     }
 
-    /// Takes, from whoever has them, the holds whose fences are not above this one, and adds each to
-    /// the list as it is taken: the list is true whatever the call ends with, also when it is dropped
-    /// half-way. For a release that is carried out in several steps, perhaps again after a crash: what
-    /// was granted since is kept.
+    /// Takes holds as [`LockBackend::force_release_holds`], and adds each to the list as it is taken:
+    /// the list is true whatever the call ends with, also when it is dropped half-way.
     ///
     /// # Errors
     /// [`BackendError`]; what has been taken stays taken.
-    pub async fn force_release_up_to(
+    pub async fn force(
         &self,
         at: &Address,
         config: &LockConfig,
-        newest: Fence,
+        which: Which,
         taken: &mut Vec<HolderView>,
     ) -> Result<(), BackendError> {
-        self.force(at, config, |holder| holder.fence <= newest, taken).await
-    }
-
-    async fn force(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-        is_meant: impl Fn(&HolderView) -> bool,
-        taken: &mut Vec<HolderView>,
-    ) -> Result<(), BackendError> {
+        let is_meant = |holder: &HolderView| which.takes(holder.fence);
         self.read(at, config, 0..MAX_SLOTS).await?;
         let meant = |(slot, seen): (Slot, Snapshot)| {
-            let holder = self.inner.holder(&slot, config, &seen).filter(&is_meant)?;
+            let holder = self.inner.holder(&slot, config, &seen).filter(is_meant)?;
             Some((holder.fence, slot))
         };
         let mut slots: Vec<_> = self.records(at).into_iter().filter_map(meant).collect();
         slots.sort_by_key(|(fence, _)| *fence);
         for (_, slot) in slots {
-            let forced = self.inner.force(&slot, config, |holder| holder.is_some_and(&is_meant));
+            let forced = self.inner.force(&slot, config, |holder| holder.is_some_and(is_meant));
             match forced.await {
                 Ok(holder) => taken.extend(holder),
                 Err(BackendError::NotFound(_)) => {}
@@ -248,18 +238,17 @@ impl LockBackend for LeaseSemaphores {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Option<HolderView>, BackendError> {
-        Ok(self.force_release_holds(at, config, None).await?.into_iter().next())
+        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
     }
 
     async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-        only: Option<Fence>,
+        which: Which,
     ) -> Result<Vec<HolderView>, BackendError> {
         let mut taken = Vec::new();
-        let is_meant = |holder: &HolderView| only.is_none_or(|fence| holder.fence == fence);
-        self.force(at, config, is_meant, &mut taken).await?;
+        self.force(at, config, which, &mut taken).await?;
         Ok(taken)
     }
 

@@ -11,7 +11,7 @@ use holdfast_core::{
     Substrate,
     lock::{
         Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Push, Release,
-        Renewal, state::Offer,
+        Renewal, Which, state::Offer,
     },
     semaphore::{
         NAMED, Policy,
@@ -188,18 +188,18 @@ impl LockBackend for MemorySemaphores {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Option<HolderView>, BackendError> {
-        Ok(self.force_release_holds(at, config, None).await?.into_iter().next())
+        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
     }
 
     async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-        only: Option<Fence>,
+        which: Which,
     ) -> Result<Vec<HolderView>, BackendError> {
         let (taken, now_ms) = self.step(at, config, self.clock.now(), |state, now, policy| {
-            let only = only.map(Fence::get);
-            let (taken, offers) = state.force_release(now.ms, now.floor, policy, only);
+            let is_meant = |fence| which.takes(Fence::new(fence));
+            let (taken, offers) = state.force_release(now.ms, now.floor, policy, is_meant);
             ((taken, now.ms), offers)
         });
         for holding in &taken {

@@ -8,7 +8,7 @@ use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
         Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Release,
-        Renewal,
+        Renewal, Which,
     },
     semaphore::{NAMED, Policy},
 };
@@ -203,20 +203,22 @@ impl LockBackend for RedisSemaphores {
         at: &Address,
         config: &LockConfig,
     ) -> Result<Option<HolderView>, BackendError> {
-        Ok(self.force_release_holds(at, config, None).await?.into_iter().next())
+        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
     }
 
     async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-        only: Option<Fence>,
+        which: Which,
     ) -> Result<Vec<HolderView>, BackendError> {
-        let (seq, epoch) = match only {
-            Some(fence) => (fence.sequence().to_string(), fence.epoch().to_string()),
-            None => Default::default(),
+        let (word, fence) = match which {
+            Which::All => ("all", Fence::new(0)),
+            Which::One(fence) => ("one", fence),
+            Which::UpTo(fence) => ("upto", fence),
         };
-        let args = [seq.as_str(), &epoch];
+        let (seq, epoch) = (fence.sequence().to_string(), fence.epoch().to_string());
+        let args = [word, &seq, &epoch];
         let step = self.step(Transition::SemaphoreForceRelease, at, config, None, &args);
         read_holders(&mut step.await?)
     }

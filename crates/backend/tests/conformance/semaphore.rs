@@ -11,7 +11,7 @@ use std::{
 use holdfast_backend::waiter::{Acquisition, HeldLock};
 use holdfast_core::{
     Address, HoldId, Kind, Substrate,
-    lock::{Acquire, LockConfig, Push, Release, Renewal},
+    lock::{Acquire, LockConfig, Push, Release, Renewal, Which},
 };
 use tokio::time::{sleep, timeout};
 
@@ -241,13 +241,36 @@ pub async fn a_wait_that_times_out_leaves_no_permit_behind(world: &dyn PermitsWo
     assert_eq!((view.used, view.waiters), (0, 0));
 }
 
+/// A release that is carried out again takes nothing that was granted since.
+pub async fn force_release_up_to_a_fence_keeps_what_is_newer(world: &dyn PermitsWorld) {
+    let (at, config) = (address(world, 3).await, Arc::new(mk_class(world, 3)));
+    let (a, b) = (world.pod("a").await, world.pod("b").await);
+    let (one, old) = hold(&a, &at, &config, 1).await;
+    let (two, newest) = hold(&a, &at, &config, 1).await;
+    let (three, newer) = hold(&b, &at, &config, 1).await;
+    let backend = b.client.backend();
+    let which = Which::UpTo(newest.fence);
+    let taken = backend.force_release_holds(&at, &config, which).await.unwrap();
+    let fences: Vec<_> = taken.iter().map(|view| view.fence).collect();
+    assert_eq!(fences, [old.fence, newest.fence]);
+    for lost in [&one, &two] {
+        let renewed = a.client.backend().renew(&at, &config, lost, TTL).await.unwrap();
+        assert_eq!(renewed, Renewal::Lost);
+    }
+    let renewed = backend.renew(&at, &config, &three, TTL).await.unwrap();
+    assert!(matches!(renewed, Renewal::Renewed { .. }), "the newer one is kept");
+    assert_eq!(backend.force_release_holds(&at, &config, which).await.unwrap(), []);
+    let next = hold(&a, &at, &config, 1).await.1;
+    assert!(next.fence > newer.fence);
+}
+
 pub async fn force_release_takes_the_hold_with_a_fence(world: &dyn PermitsWorld) {
     let (at, config) = (address(world, 2).await, Arc::new(mk_class(world, 2)));
     let (a, b) = (world.pod("a").await, world.pod("b").await);
     let ((one, mut held), (two, kept)) =
         (hold(&a, &at, &config, 1).await, hold(&a, &at, &config, 1).await);
     let backend = b.client.backend();
-    let taken = backend.force_release_holds(&at, &config, Some(held.fence)).await.unwrap();
+    let taken = backend.force_release_holds(&at, &config, Which::One(held.fence)).await.unwrap();
     let taken: Vec<_> = taken.into_iter().map(|view| (view.holder, view.fence)).collect();
     assert_eq!(taken, [(a.name.clone(), held.fence)]);
     match world.substrate() {
@@ -262,9 +285,9 @@ pub async fn force_release_takes_the_hold_with_a_fence(world: &dyn PermitsWorld)
     assert_eq!(renewed, Renewal::Lost);
     let renewed = a.client.backend().renew(&at, &config, &two, TTL).await.unwrap();
     assert!(matches!(renewed, Renewal::Renewed { .. }), "the other is kept");
-    let again = backend.force_release_holds(&at, &config, Some(held.fence)).await.unwrap();
+    let again = backend.force_release_holds(&at, &config, Which::One(held.fence)).await.unwrap();
     assert_eq!(again, [], "it is taken once");
-    assert_eq!(backend.force_release_holds(&at, &config, None).await.unwrap().len(), 1);
+    assert_eq!(backend.force_release_holds(&at, &config, Which::All).await.unwrap().len(), 1);
     for (_, next) in holds(world, &b, &at, &config, 2).await {
         assert!(next.fence > kept.fence);
     }

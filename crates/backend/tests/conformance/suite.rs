@@ -59,6 +59,7 @@ macro_rules! semaphores_everywhere {
             the_same_request_has_its_permits_once,
             a_wait_that_times_out_leaves_no_permit_behind,
             force_release_takes_the_hold_with_a_fence,
+            force_release_up_to_a_fence_keeps_what_is_newer,
             a_semaphore_created_again_goes_on_with_higher_fences,
         ]);
     };

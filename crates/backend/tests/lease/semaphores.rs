@@ -9,7 +9,7 @@ use holdfast_backend::{
 };
 use holdfast_core::{
     Address, BackendError, Fence, HoldId, Kind, SystemClock,
-    lock::{Attempt, HolderView, LockBackend, LockConfig, Renewal},
+    lock::{Attempt, HolderView, LockBackend, LockConfig, Renewal, Which},
     semaphore::slots::MAX_SLOTS,
 };
 use kube::api::PostParams;
@@ -289,11 +289,11 @@ async fn a_forced_release_that_is_carried_out_again_takes_nothing_newer() {
     let (_, _one) = a.hold(&at, &config).await;
     let (two, held) = a.hold(&at, &config).await;
     let newest = b.permits.query(&at, &config).await.unwrap().last_fence.unwrap();
-    let taken = b.permits.force_release_holds(&at, &config, Some(_one.fence)).await.unwrap();
+    let taken = b.permits.force_release_holds(&at, &config, Which::One(_one.fence)).await.unwrap();
     assert_eq!(taken.len(), 1);
     let (three, _three) = b.hold(&at, &config).await;
     let mut taken = Vec::new();
-    a.permits.force_release_up_to(&at, &config, newest, &mut taken).await.unwrap();
+    a.permits.force(&at, &config, Which::UpTo(newest), &mut taken).await.unwrap();
     assert_eq!(fences(&taken), [held.fence]);
     assert_eq!(a.permits.renew(&at, &config, &two, TTL).await.unwrap(), Renewal::Lost);
     let renewed = b.permits.renew(&at, &config, &three, TTL).await.unwrap();
@@ -315,14 +315,13 @@ async fn a_forced_release_tells_what_it_took_when_it_is_given_up() {
         held.push(a.hold(&at, &config).await.1);
     }
     let all: Vec<_> = held.iter().map(|hold| hold.fence).collect();
-    let newest = a.permits.query(&at, &config).await.unwrap().last_fence.unwrap();
     let relay = Relay::to(plane().port()).await;
     let operator = Pod::through("operator", relay.port).await;
     relay.faults.spare.store(1, SeqCst);
     relay.faults.hold_request_ms.store(20_000, SeqCst);
     let mut taken = Vec::new();
     tokio::select! {
-        done = operator.permits.force_release_up_to(&at, &config, newest, &mut taken) => {
+        done = operator.permits.force(&at, &config, Which::All, &mut taken) => {
             panic!("the second write was not held back: {done:?}")
         }
         () = relay.fault() => {}
@@ -330,7 +329,7 @@ async fn a_forced_release_tells_what_it_took_when_it_is_given_up() {
     assert_eq!(fences(&taken), all[..1]);
 
     relay.faults.lose_reply.store(1, SeqCst);
-    operator.permits.force_release_up_to(&at, &config, newest, &mut taken).await.unwrap();
+    operator.permits.force(&at, &config, Which::All, &mut taken).await.unwrap();
     assert_eq!(relay.faults.fired.load(SeqCst), 2, "no answer was lost");
     assert_eq!((fences(&taken), a.used(&at, &config).await), (all, 0));
 }

@@ -18,7 +18,7 @@ use holdfast_core::{
     Address, BackendError, Fence, HoldId, Kind, SessionId,
     lock::{
         Acquire, Attempt, Beat, Fairness, HolderView, LockBackend, LockConfig, LockView, Release,
-        Renewal, state::Offer,
+        Renewal, Which, state::Offer,
     },
     queue::Ticket,
     semaphore::{
@@ -66,6 +66,10 @@ enum Op {
     ForceOne {
         back: u64,
     },
+    /// That one and all before it.
+    ForceUpTo {
+        back: u64,
+    },
 }
 
 /// What a caller sees of an operation.
@@ -99,6 +103,7 @@ fn ops() -> impl Strategy<Value = Op> {
         6 => (0u8..3).prop_map(|session| Op::Beat { session }),
         1 => Just(Op::ForceAll),
         1 => (0u64..4).prop_map(|back| Op::ForceOne { back }),
+        1 => (0u64..4).prop_map(|back| Op::ForceUpTo { back }),
     ]
 }
 
@@ -228,9 +233,10 @@ fn model_step(
             };
             (Outcome::Beat(beat), offers)
         }
-        Op::ForceAll | Op::ForceOne { .. } => {
-            let only = meant(op, state.seq()).map(Fence::sequence);
-            let (taken, offers) = state.force_release(now_ms, seen_ms, policy, only);
+        Op::ForceAll | Op::ForceOne { .. } | Op::ForceUpTo { .. } => {
+            let which = meant(op, state.seq());
+            let is_meant = |seq| which.takes(mk_fence(seq));
+            let (taken, offers) = state.force_release(now_ms, seen_ms, policy, is_meant);
             for holding in &taken {
                 let (session, hold) = (&holding.held.session, &holding.held.hold);
                 writeln!(told, "hf:shop:s:{session} l {hold}").unwrap();
@@ -244,11 +250,12 @@ fn model_step(
     (outcome, told)
 }
 
-/// The fence that a force release names, if it names one. Fences of one history are often one apart.
-fn meant(op: &Op, seq: u64) -> Option<Fence> {
+/// What a force release takes. Fences of one history are often one apart.
+fn meant(op: &Op, seq: u64) -> Which {
     match op {
-        Op::ForceOne { back } => Some(mk_fence(seq.saturating_sub(*back))),
-        _ => None,
+        Op::ForceOne { back } => Which::One(mk_fence(seq.saturating_sub(*back))),
+        Op::ForceUpTo { back } => Which::UpTo(mk_fence(seq.saturating_sub(*back))),
+        _ => Which::All,
     }
 }
 
@@ -290,7 +297,7 @@ async fn store_step(
             Outcome::Cancelled
         }
         Op::Beat { session } => Outcome::Beat(store.beat(at, config, &session_id(*session)).await?),
-        Op::ForceAll | Op::ForceOne { .. } => {
+        Op::ForceAll | Op::ForceOne { .. } | Op::ForceUpTo { .. } => {
             Outcome::Forced(store.force_release_holds(at, config, meant(op, seq)).await?)
         }
     })

@@ -181,19 +181,17 @@ impl SemaphoreState {
         (Beaten { offered, tickets, next_ms: self.next_change_ms(), seq: self.seq }, offers)
     }
 
-    /// Takes the hold with this fence, or all of them, and raises the fence past any given so far.
+    /// Takes the holds whose fences are meant, and raises the fence past any given so far.
     pub fn force_release(
         &mut self,
         now_ms: u64,
         floor: u64,
         policy: Policy,
-        seq: Option<u64>,
+        is_meant: impl Fn(u64) -> bool,
     ) -> (Vec<Holding>, Vec<Offer>) {
         self.begin(now_ms, policy);
-        let taken: Vec<Holding> = match seq {
-            Some(seq) => self.holds.remove(&seq).into_iter().collect(),
-            None => std::mem::take(&mut self.holds).into_values().collect(),
-        };
+        let meant: Vec<u64> = self.holds.keys().copied().filter(|seq| is_meant(*seq)).collect();
+        let taken: Vec<Holding> = meant.iter().filter_map(|seq| self.holds.remove(seq)).collect();
         if !taken.is_empty() {
             self.seq += 1;
         }

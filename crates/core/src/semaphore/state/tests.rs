@@ -184,12 +184,12 @@ fn run(
         Op::ForceOne { who } => {
             let seen = world.live.remove(&mk_hold(who));
             let seq = seen.as_ref().map_or(u64::MAX, |seen| seen.seq);
-            let (taken, offers) = state.force_release(clock_ms, 0, policy, Some(seq));
+            let (taken, offers) = state.force_release(clock_ms, 0, policy, |other| other == seq);
             prop_assert_eq!(taken.len(), usize::from(seen.is_some()));
             offers
         }
         Op::ForceAll => {
-            let (taken, offers) = state.force_release(clock_ms, 0, policy, None);
+            let (taken, offers) = state.force_release(clock_ms, 0, policy, |_| true);
             prop_assert_eq!(taken.len(), world.live.len());
             world.live.clear();
             offers
@@ -343,8 +343,8 @@ fn force_release_takes_one_hold_by_its_fence_and_raises_the_next() {
     let (policy, mut state) = (mk_policy(), SemaphoreState::new(mk_policy()));
     ask(&mut state, 0, policy, 0, 1);
     ask(&mut state, 0, policy, 1, 1);
-    let (taken, _) = state.force_release(1, 0, policy, Some(1));
+    let (taken, _) = state.force_release(1, 0, policy, |seq| seq == 1);
     assert_eq!(taken.iter().map(|t| &t.held.hold).collect::<Vec<_>>(), [&mk_hold(0)]);
     assert!(matches!(ask(&mut state, 2, policy, 2, 1), Acquired::Granted { seq: 4, .. }));
-    assert_eq!(state.force_release(3, 0, policy, None).0.len(), 2);
+    assert_eq!(state.force_release(3, 0, policy, |_| true).0.len(), 2);
 }
