@@ -238,23 +238,24 @@ impl Candidate {
             self.say(Said { standing, term: Some(view.fence), hold, reason });
         };
         tracing::info!(election = %self.name, term = %view.fence, "leads");
-        say(Standing::Leading, None);
         let drain = Duration::from_millis(view.class.config.ttl_ms);
         let mut over: Option<Instant> = None;
+        let mut is_late = events.first.event == HoldEventKind::Suspended;
         loop {
-            let own = &sidecar.identity.holder;
-            match (self.yields_to(own), over) {
-                (Some(heir), None) => {
-                    tracing::info!(election = %self.name, %heir, "hands over");
-                    over = Some(Instant::now() + drain);
+            match self.yields_to(&sidecar.identity.holder) {
+                Some(heir) => {
+                    if over.is_none() {
+                        tracing::info!(election = %self.name, %heir, "hands over");
+                    }
+                    over = over.or_else(|| Some(Instant::now() + drain));
                     let why = format!("pod \"{heir}\" is to lead: finish, and resign");
                     say(Standing::Suspended, Some(why));
                 }
-                (None, Some(_)) => {
+                None => {
                     over = None;
-                    say(Standing::Leading, None);
+                    let standing = if is_late { Standing::Suspended } else { Standing::Leading };
+                    say(standing, None);
                 }
-                (Some(_), Some(_)) | (None, None) => {}
             }
             let event = tokio::select! {
                 event = next(&mut events) => event,
@@ -266,9 +267,8 @@ impl Candidate {
                 }
             };
             match event {
-                Some(HoldEventKind::Granted) if over.is_none() => say(Standing::Leading, None),
-                Some(HoldEventKind::Granted) => {}
-                Some(HoldEventKind::Suspended) => say(Standing::Suspended, None),
+                Some(HoldEventKind::Granted) => is_late = false,
+                Some(HoldEventKind::Suspended) => is_late = true,
                 Some(HoldEventKind::Lost | HoldEventKind::Released) | None => break,
             }
         }

@@ -16,18 +16,19 @@ impl Holds {
     /// What is known of a hold that is not live.
     #[allow(clippy::result_large_err, reason = "once per stream")]
     pub fn subscribe(self: &Arc<Self>, hold: &HoldId) -> Result<Subscription, Found> {
-        let view = match self.find(hold) {
-            Found::Live(view) => view,
-            other => return Err(other),
-        };
         let now = self.clock.now();
-        let mut table = self.table();
-        let Some(there) = table.live.get_mut(hold) else { return Err(Found::Unknown) };
-        let events = there.events.get_or_insert_with(|| broadcast::channel(EVENTS).0).subscribe();
-        there.bound.opened();
-        there.life.resume(now);
-        self.reschedule(&mut table, hold);
-        drop(table);
+        let mut opened = None;
+        let found = self.visit(hold.as_str(), |there| {
+            let events = there.events.get_or_insert_with(|| broadcast::channel(EVENTS).0);
+            opened = Some(events.subscribe());
+            there.bound.opened();
+            there.life.resume(now);
+        });
+        let (view, events) = match (found, opened) {
+            (Found::Live(view), Some(events)) => (view, events),
+            (other, _) => return Err(other),
+        };
+        self.poke(hold);
         let first = match view.state {
             HoldState::Held => HoldEventKind::Granted,
             HoldState::Suspended => HoldEventKind::Suspended,
