@@ -29,12 +29,13 @@ pub struct Answer {
     pub body: Value,
 }
 
-/// Classes for most tests: `job` with a short time to live, `slow` with a long one.
+/// Classes for most tests: `job` with a short time to live, `slow` with a long one. The short ones
+/// are renewed in time on a machine that stands still for a second, too.
 pub const CLASSES: &str = r#"
 apiVersion: holdfast.dev/v1alpha1
 kind: Lock
 metadata: {name: job}
-spec: {backend: main, ttlSeconds: 1}
+spec: {backend: main, ttlSeconds: 4}
 ---
 apiVersion: holdfast.dev/v1alpha1
 kind: Lock
@@ -44,7 +45,7 @@ spec: {backend: main, ttlSeconds: 30, queue: {maxWaiters: 2}}
 apiVersion: holdfast.dev/v1alpha1
 kind: LeaderElection
 metadata: {name: boss}
-spec: {backend: main, leaseDurationSeconds: 2, retryPeriodSeconds: 1}
+spec: {backend: main, leaseDurationSeconds: 8, retryPeriodSeconds: 1}
 ---
 apiVersion: holdfast.dev/v1alpha1
 kind: Lock

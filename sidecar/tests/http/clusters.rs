@@ -23,7 +23,7 @@ kind: RateLimit
 metadata: {name: mail}
 spec:
   backend: main
-  limits: [{name: l, algorithm: FixedWindow, limit: 5, windowSeconds: 3600}]
+  limits: [{name: l, algorithm: FixedWindow, limit: 5, windowSeconds: 2678400}]
 "#;
 
 /// What the operator would publish.
@@ -72,17 +72,17 @@ fn slot(kind: Kind, class: &str) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn holds_are_renewed_and_handed_over_while_their_slot_moves() {
-    let cluster = RedisCluster::start(3, 0);
+    let cluster = RedisCluster::start(3, 0).patient();
     let bundle = mk_bundle(&cluster).await;
     let (a, b) = (pod("pod-a", &bundle).await, pod("pod-b", &bundle).await);
     let held = a.hold("job", "waitSeconds=10").await;
     assert_eq!(held["guarantee"], "BestEffort");
     let at = slot(Kind::Lock, "job");
-    for _ in 0..30 {
+    for _ in 0..40 {
         cluster.move_slot(at, (cluster.owner(at) + 1) % 3);
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    // It lasts a second, and was renewed through all of that.
+    // It lasts four seconds, and was renewed through all of that.
     b.post("/v1/locks/job/acquire").await.is_problem(409, "locked");
     let state = b.get("/v1/locks/job").await.body;
     assert_eq!(
@@ -91,7 +91,9 @@ async fn holds_are_renewed_and_handed_over_while_their_slot_moves() {
         "{state}"
     );
     let (waiting, released) = tokio::join!(b.hold("job", "waitSeconds=20"), async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        while b.get("/v1/locks/job").await.body["waiters"] != 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         cluster.move_slot(at, (cluster.owner(at) + 1) % 3);
         a.release("job", &held).await
     });
@@ -102,7 +104,7 @@ async fn holds_are_renewed_and_handed_over_while_their_slot_moves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_kind_lives_on_a_cluster() {
-    let cluster = RedisCluster::start(3, 0);
+    let cluster = RedisCluster::start(3, 0).patient();
     let bundle = mk_bundle(&cluster).await;
     let (a, b) = (pod("pod-a", &bundle).await, pod("pod-b", &bundle).await);
     let won = a.post("/v1/elections/boss/campaign?waitSeconds=10").await;

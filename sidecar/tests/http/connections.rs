@@ -59,7 +59,7 @@ async fn mk_opened(redis: &RedisServer) -> Bundle {
 async fn one_connection_carries_everything_and_one_more_the_pushes() {
     let redis = RedisServer::start(&[]);
     let bundle = mk_opened(&redis).await;
-    for _ in 0..100 {
+    for _ in 0..1_000 {
         if redis.clients().is_empty() {
             break;
         }

@@ -72,7 +72,7 @@ async fn a_hold_that_is_passed_on_is_guarded_by_what_the_store_knows() {
     let redis = RedisServer::start(&[]);
     let app = pod("pod-0", &redis).await;
     let mut held = app.post("/v1/locks/job/acquire").await;
-    for query in ["", "&renew=manual", "&ttlSeconds=1"] {
+    for query in ["", "&renew=manual", "&ttlSeconds=3"] {
         let next = take_over(&app, &held, query).await;
         let (old, new) = (fence(&held), fence(&next));
         assert_eq!((next.status, new), (200, old + 1), "{next:?}");
@@ -86,7 +86,7 @@ async fn a_hold_that_is_passed_on_is_guarded_by_what_the_store_knows() {
         held = next;
     }
     // It is the heir's as any other hold is.
-    sleep(Duration::from_millis(1_500)).await;
+    sleep(Duration::from_millis(4_500)).await;
     let view = app.get("/v1/locks/job").await.body;
     assert_eq!(view["holder"]["fence"], held.body["fence"], "{view}");
     assert_eq!(app.release("job", &held.body).await.status, 200);
@@ -98,16 +98,16 @@ async fn a_hold_that_is_passed_on_is_guarded_by_what_the_store_knows() {
 async fn a_hold_that_is_being_released_is_not_its_holders_any_more() {
     let redis = RedisServer::start(&[]);
     let app = pod("pod-0", &redis).await;
-    let acquire = "/v1/locks/job/acquire?requestId=r-1&renew=manual";
+    let acquire = "/v1/locks/slow/acquire?requestId=r-1&renew=manual";
     let held = app.post(acquire).await;
     let hold = held.body["holdId"].as_str().unwrap();
     redis.pause(true);
-    let (released, ()) = tokio::join!(app.release("job", &held.body), async {
+    let (released, ()) = tokio::join!(app.release("slow", &held.body), async {
         let info = format!("/v1/holds/{hold}");
         while app.get(&info).await.status == 200 {
             sleep(Duration::from_millis(5)).await;
         }
-        let renew = format!("/v1/locks/job/renew?holdId={hold}");
+        let renew = format!("/v1/locks/slow/renew?holdId={hold}");
         let heartbeat = format!("/v1/holds/{hold}/heartbeat");
         for again in [acquire, &renew, &heartbeat] {
             let answer = app.post(again).await;
@@ -122,14 +122,14 @@ async fn a_hold_that_is_being_released_is_not_its_holders_any_more() {
         redis.pause(false);
     });
     // A slow machine may have had no answer in time, and then does not know whose release it was.
-    let again = app.release("job", &held.body).await;
+    let again = app.release("slow", &held.body).await;
     assert!(
         matches!((released.status, again.status), (200, 200) | (503, _)),
         "{released:?} {again:?}"
     );
     // Two that are under way at once are one.
-    let held = app.post("/v1/locks/job/acquire").await.body;
-    let (one, other) = tokio::join!(app.release("job", &held), app.release("job", &held));
+    let held = app.hold("slow", "waitSeconds=20").await;
+    let (one, other) = tokio::join!(app.release("slow", &held), app.release("slow", &held));
     assert_eq!((one.status, other.status), (200, 200), "{one:?} {other:?}");
 }
 

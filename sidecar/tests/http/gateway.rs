@@ -16,7 +16,7 @@ use holdfast_peers::{
     tonic::transport::Channel,
 };
 use serde_json::{Value, json};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{apiserver::ApiServer, client::mk_bundle};
 
@@ -60,7 +60,7 @@ fn render(port: u16) -> String {
 }
 
 /// Starts the program with the environment of the Deployment's pod, as its ServiceAccount.
-fn start(server: &ApiServer, dir: &Path, admin: u16) -> Killed {
+fn start(server: &ApiServer, dir: &Path) -> Killed {
     let args = ["-n", "edge", "get", "deployment", "holdfast-gateway", "-o", "json"];
     let deployment: Value = serde_json::from_str(&server.kubectl(&args, "").unwrap()).unwrap();
     let spec = &deployment["spec"]["template"]["spec"];
@@ -92,33 +92,62 @@ fn start(server: &ApiServer, dir: &Path, admin: u16) -> Killed {
     }
     // Ports that a pod has to itself.
     command.env("HOLDFAST_LISTEN", "127.0.0.1:0");
-    command.env("HOLDFAST_ADMIN", format!("127.0.0.1:{admin}"));
+    command.env("HOLDFAST_ADMIN", "127.0.0.1:0");
     command.env("KUBECONFIG", dir.join("kubeconfig"));
     let log = std::fs::File::create(dir.join("log")).unwrap();
     Killed(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
 }
 
+fn log_of(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("log")).unwrap()
+}
+
+/// Waits until it listens; whether it does, and has not ended.
+async fn listens(gateway: &mut Killed, dir: &Path) -> bool {
+    while gateway.0.try_wait().unwrap().is_none() {
+        if log_of(dir).contains("serves other projects' APIs") {
+            return true;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+/// Applies the chart's objects and starts the program on a free port; the port.
+async fn start_somewhere(server: &ApiServer, dir: &Path) -> (Killed, u16) {
+    // Another process may take the port between our look and the program's bind: try again.
+    for _ in 0..5 {
+        let port = free_port();
+        server.kubectl(&["apply", "-f", "-"], &render(port)).unwrap();
+        let mut gateway = start(server, dir);
+        let listens = timeout(Duration::from_secs(60), listens(&mut gateway, dir)).await;
+        if listens.expect("it neither listens nor ends") {
+            return (gateway, port);
+        }
+    }
+    panic!("the gateway does not start: {}", log_of(dir));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_of_the_chart_limits_by_the_namespaces_classes() {
     let server = ApiServer::shared();
-    let (port, admin, dir) = (free_port(), free_port(), tempfile::tempdir().unwrap());
+    let dir = tempfile::tempdir().unwrap();
     server.kubectl(&["create", "namespace", "edge"], "").unwrap();
-    server.kubectl(&["apply", "-f", "-"], &render(port)).unwrap();
     let bundle = serde_json::to_string(&mk_bundle(CLASSES)).unwrap();
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "data": {BUNDLE_KEY: bundle},
         "metadata": {"name": BUNDLE_CONFIG_MAP, "namespace": "edge"},
     });
     server.kubectl(&["create", "-f", "-"], &map.to_string()).unwrap();
-    let gateway = start(server, dir.path(), admin);
+    let (gateway, port) = start_somewhere(server, dir.path()).await;
     let at = format!("http://127.0.0.1:{port}");
     let entry = Entry { key: "path".into(), value: "/".into() };
     let descriptor = RateLimitDescriptor { entries: vec![entry], ..Default::default() };
     let request =
         RateLimitRequest { domain: "edge".into(), descriptors: vec![descriptor], hits_addend: 1 };
     let mut codes = Vec::new();
-    for _ in 0..300 {
-        // Until it listens, and has the bundle.
+    for _ in 0..600 {
+        // Until it has the bundle.
         if let Ok(channel) = Channel::from_shared(at.clone()).unwrap().connect().await {
             let mut client = RateLimitServiceClient::new(channel);
             if let Ok(answer) = client.should_rate_limit(request.clone()).await {
@@ -130,8 +159,7 @@ async fn a_gateway_of_the_chart_limits_by_the_namespaces_classes() {
         }
         sleep(Duration::from_millis(50)).await;
     }
-    let log = std::fs::read_to_string(dir.path().join("log")).unwrap();
-    assert_eq!(codes, [Code::Ok, Code::OverLimit], "{log}");
+    assert_eq!(codes, [Code::Ok, Code::OverLimit], "{}", log_of(dir.path()));
     drop(gateway);
 }
 

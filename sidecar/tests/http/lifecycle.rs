@@ -117,11 +117,11 @@ async fn a_restarted_sidecar_takes_up_its_holds_and_no_others() {
     let session = SessionId::random();
     let run = Run::start(session.clone(), None).await;
     let epoch = run.backends.adopt_redis("redis", &url, Duration::ZERO).unwrap();
-    assert!(epoch.opened(Duration::from_secs(5)).await);
+    assert!(epoch.opened(Duration::from_secs(30)).await);
     run.bundles.apply(&bundle);
     let kept = run.app.hold("slow", "key=kept").await;
     let forced = run.app.hold("slow", "key=forced").await;
-    let short = run.app.hold("job", "key=short&renew=manual").await;
+    let short = run.app.hold("job", "key=short&ttlSeconds=1&renew=manual").await;
     journal.note(&run.app.serving.sidecar);
     // A crash: nothing is released, nobody renews any more.
     drop(run);
@@ -131,7 +131,7 @@ async fn a_restarted_sidecar_takes_up_its_holds_and_no_others() {
     assert_eq!(contents.session, session);
     let run = Run::start(contents.session.clone(), None).await;
     let epoch = run.backends.adopt_redis("redis", &url, Duration::ZERO).unwrap();
-    assert!(epoch.opened(Duration::from_secs(5)).await);
+    assert!(epoch.opened(Duration::from_secs(30)).await);
     run.bundles.apply(&bundle);
     run.app.post("/v1/locks/slow/force-release?key=forced").await;
     let serving = &run.app.serving;
@@ -141,7 +141,7 @@ async fn a_restarted_sidecar_takes_up_its_holds_and_no_others() {
     assert_eq!((held.status, &held.body["fence"]), (200, &kept["fence"]), "{held:?}");
     for lost in [&forced, &short] {
         let mut answer = run.app.get(&info(lost)).await;
-        for _ in 0..200 {
+        for _ in 0..500 {
             if answer.status == 410 {
                 break;
             }

@@ -14,7 +14,7 @@ async fn what_cannot_be_is_refused_with_a_sentence() {
         ("/v1/locks/job/acquire?waitSeconds=61", 422, "invalid_field", "from 0 to 60"),
         ("/v1/locks/job/acquire?waitSeconds=NaN", 422, "invalid_field", "waitSeconds"),
         ("/v1/locks/job/acquire?waitSeconds=-1", 422, "invalid_field", "waitSeconds"),
-        ("/v1/locks/job/acquire?ttlSeconds=2", 422, "invalid_field", "ttlSeconds"),
+        ("/v1/locks/job/acquire?ttlSeconds=5", 422, "invalid_field", "ttlSeconds"),
         ("/v1/locks/job/acquire?ttlSeconds=0.01", 422, "invalid_field", "ttlSeconds"),
         ("/v1/locks/job/acquire?key=", 422, "invalid_field", "key"),
         ("/v1/locks/job/acquire?requestId=", 422, "invalid_field", "requestId"),
@@ -77,7 +77,7 @@ async fn web_pages_and_foreign_hosts_are_refused() {
 async fn a_full_queue_refuses_the_next_waiter() {
     let app = start().await;
     app.hold("slow", "").await;
-    let waiting = "/v1/locks/slow/acquire?waitSeconds=3";
+    let waiting = "/v1/locks/slow/acquire?waitSeconds=8";
     let full = async {
         while app.get("/v1/locks/slow").await.body["waiters"] != 2 {}
         app.post(waiting).await

@@ -242,7 +242,7 @@ async fn wrong_requests_are_refused_and_charge_nothing() {
 async fn an_open_connection_does_not_hold_up_the_end() {
     let mut rls = start().await;
     rls.send(ask("shop", &[descriptor(&[("user", "ann")])])).await.unwrap();
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(5), rls.serving.close(true));
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), rls.serving.close(true));
     ended.await.unwrap();
     let late = rls.client.should_rate_limit(ask("shop", &[descriptor(&[("user", "ann")])])).await;
     assert_eq!(late.unwrap_err().code(), Grpc::Unavailable);

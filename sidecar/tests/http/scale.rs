@@ -64,6 +64,13 @@ async fn an_idle_pod_costs_one_watch_and_no_request() {
         panic!("not every pod has taken the bundle {hash}");
     };
     all_have(&bundle.hash).await;
+    // Each has read it before it watches.
+    for _ in 0..300 {
+        if watches().saturating_sub(watches_before) >= PODS as u64 {
+            break;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
     sleep(Duration::from_secs(1)).await;
     assert_eq!(watches() - watches_before, PODS as u64);
     assert_eq!(requests() - requests_before, PODS as u64, "one read each");
@@ -121,7 +128,7 @@ async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
         pods.push(serving);
     }
     let leaders = || pods.iter().filter(|pod| pod.sidecar.leading("quiet").is_ok()).count();
-    for _ in 0..200 {
+    for _ in 0..600 {
         if leaders() == 1 {
             break;
         }
@@ -153,7 +160,8 @@ async fn a_leader_writes_its_renewals_and_standbys_ask_for_nothing() {
         took.push(begun.elapsed());
     }
     took.sort();
-    assert!(took[1] <= Duration::from_millis(200), "{took:?}");
+    // Without their watches they would wait for the end of a record of 15 s.
+    assert!(took[1] < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -187,7 +195,7 @@ async fn a_pod_in_several_elections_follows_them_by_one_watch_where_that_is_allo
         };
         let begun = Instant::now();
         while !is_settled() {
-            assert!(begun.elapsed() < Duration::from_secs(10), "nobody leads, or none follows");
+            assert!(begun.elapsed() < Duration::from_secs(30), "nobody leads, or none follows");
             sleep(Duration::from_millis(50)).await;
         }
         pods.push(serving);
@@ -198,9 +206,11 @@ async fn a_pod_in_several_elections_follows_them_by_one_watch_where_that_is_allo
     // Each is told by it of its own.
     for class in &classes {
         let begun = Instant::now();
-        pods[0].sidecar.resign(class.as_str(), &ResignRequest::default()).await.unwrap();
+        // It stands back for so long that the other one leads on a slow machine, too.
+        let resign = ResignRequest { pause_seconds: Some(60.0), ..ResignRequest::default() };
+        pods[0].sidecar.resign(class.as_str(), &resign).await.unwrap();
         while pods[1].sidecar.leading(class.as_str()).is_err() {
-            assert!(begun.elapsed() < Duration::from_secs(5), "{class} has no leader");
+            assert!(begun.elapsed() < Duration::from_secs(8), "{class} has no leader");
             sleep(Duration::from_millis(5)).await;
         }
     }

@@ -20,7 +20,7 @@ spec: {backend: main, permits: 3, maxPerHolder: 2, ttlSeconds: 30, keys: [a, b]}
 apiVersion: holdfast.dev/v1alpha1
 kind: Semaphore
 metadata: {name: short}
-spec: {backend: main, permits: 1, ttlSeconds: 1}
+spec: {backend: main, permits: 1, ttlSeconds: 4}
 "#;
 
 async fn grant(app: &App, name: &str, query: &str) -> Value {
@@ -118,10 +118,15 @@ async fn holds_are_renewed_and_their_events_are_those_of_locks() {
     let hold = grant(&app, "short", "").await;
     let mut stream = app.stream(&hold).await;
     assert_eq!(stream.next().await.unwrap().0, "granted");
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
     app.post("/v1/semaphores/short/acquire").await.is_problem(409, "locked");
     release(&app, "short", &hold).await;
-    assert_eq!(stream.next().await.unwrap().0, "released");
+    let mut told = stream.next().await.unwrap().0;
+    // On a slow machine a renewal may be late: that is said, and taken back.
+    while ["suspended", "granted"].contains(&told.as_str()) {
+        told = stream.next().await.unwrap().0;
+    }
+    assert_eq!(told, "released");
 }
 
 #[tokio::test]
