@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 
 /// The budget of a call is half of it.
-const SHORT: Duration = Duration::from_secs(8);
+const SHORT: Duration = Duration::from_secs(10);
 
 /// A class of two permits, one for each pod.
 fn mk_shared(ttl: Duration) -> Arc<LockConfig> {
@@ -33,19 +33,19 @@ async fn a_write_that_lost_its_race_leaves_the_share_to_others() {
     let (relay, pod) = warm(&at, &config).await;
     let quick = Pod::new("quick").await;
     // Its write is late for the other's, is told so, and cannot read what became of it.
-    relay.faults.hold_request_ms.store(1_500, SeqCst);
+    relay.faults.hold_request_ms.store(2_500, SeqCst);
     let late = async {
         let got = pod.acquire(&at, &config, &HoldId::random(), Duration::ZERO).await;
         assert!(matches!(got, Err(BackendError::Unavailable(_))));
     };
     let race = async {
         relay.fault().await;
-        let both = mk_class(2, SHORT);
+        let both = mk_class(2, Duration::from_secs(60));
         let (first, _) = quick.hold(&at, &both).await;
         let (_second, _) = quick.hold(&at, &both).await;
-        // From now on the answer to the write is on its way for long enough to lose what follows.
+        // The answer to the write is on its way for long enough to lose what follows.
         relay.faults.late_reply_ms.store(1_000, SeqCst);
-        relay.delivery().await;
+        eventually("the write is answered", async || relay.faults.fired.load(SeqCst) > 1).await;
         relay.faults.blackhole.store(1, SeqCst);
         sleep(Duration::from_secs(1)).await;
         first
