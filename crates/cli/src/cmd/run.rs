@@ -178,14 +178,16 @@ impl Watch {
         let mut told = false;
         loop {
             // Half a beat is kept in hand for the kernel to end the command.
-            if !self.lost && self.left() <= self.grace + self.beat / 2 {
+            let left = self.left().saturating_sub(self.beat / 2);
+            if !self.lost && left <= self.grace {
                 self.lost = true;
                 child.terminate();
             }
-            if self.lost && self.left() <= self.beat / 2 {
+            if self.lost && left.is_zero() {
                 child.kill();
             }
-            let pause = if self.lost { Duration::from_millis(10) } else { self.beat };
+            // However long an answer takes.
+            let pause = if self.lost { Duration::from_millis(10) } else { left - self.grace };
             let sent = SystemClock.now();
             tokio::select! {
                 ended = child.wait() => return ended,
@@ -193,8 +195,10 @@ impl Watch {
                     told = true;
                     child.terminate();
                 }
-                answer = beat(sidecar, &path, pause), if !self.lost => self.answered(sent, answer),
-                () = sleep(pause), if self.lost => {}
+                answer = beat(sidecar, &path, self.beat), if !self.lost => {
+                    self.answered(sent, answer);
+                }
+                () = sleep(pause) => {}
             }
         }
     }

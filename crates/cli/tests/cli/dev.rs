@@ -1,6 +1,7 @@
 //! `holdfast dev`: the whole localhost API from files.
 
 use crate::{
+    ports::free_port,
     server::RedisServer,
     support::{Dev, classes, field, holdfast, root, stderr, stdout},
 };
@@ -54,7 +55,7 @@ fn two_processes_on_one_redis_exclude_each_other() {
 
 #[test]
 fn a_redis_that_is_not_there_is_said_at_once() {
-    let url = format!("redis://127.0.0.1:{}", crate::support::free_port());
+    let url = format!("redis://127.0.0.1:{}", free_port());
     let examples = root().join("examples");
     let args = ["dev", "-f", examples.to_str().unwrap(), "--redis", &url];
     let output = holdfast(&[&args[..], &["--listen", "127.0.0.1:0"]].concat());
@@ -64,8 +65,7 @@ fn a_redis_that_is_not_there_is_said_at_once() {
 
 #[test]
 fn a_server_of_a_cluster_is_refused_with_a_reason() {
-    let bus = crate::support::free_port().to_string();
-    let redis = RedisServer::start(&["--cluster-enabled", "yes", "--cluster-port", &bus]);
+    let redis = RedisServer::start(&["--cluster-enabled", "yes", "--cluster-port", "0"]);
     let url = format!("redis://{}", redis.address());
     let examples = root().join("examples");
     let args = ["dev", "-f", examples.to_str().unwrap(), "--redis", &url];

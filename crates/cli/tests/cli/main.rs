@@ -11,6 +11,8 @@ mod dev;
 mod elections;
 mod lint;
 mod peers;
+#[path = "../../../backend/tests/support/ports.rs"]
+mod ports;
 mod recipes;
 mod run;
 #[allow(dead_code, reason = "other suites restart it")]

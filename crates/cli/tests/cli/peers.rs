@@ -2,12 +2,15 @@
 //! SDKs. `hack/tools.sh` has them.
 
 use std::{
-    net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
+    slice,
 };
 
-use crate::support::{HOLDFAST, eventually, free_port, root};
+use crate::{
+    ports::{free_port, listen},
+    support::{HOLDFAST, root},
+};
 
 /// The block after a marker.
 fn block(page: &str, marker: &str, language: &str) -> String {
@@ -32,22 +35,26 @@ struct Stage {
 }
 
 impl Stage {
-    /// Starts the commands of a page, and waits until they listen.
-    fn start(page: &str, ports: &[u16]) -> Self {
-        let mut stage = Stage {
-            ports: ports.iter().map(|port| (*port, free_port())).collect(),
-            dir: tempfile::tempdir().unwrap(),
-            children: Vec::new(),
-        };
-        for command in block(page, "start", "sh").lines() {
-            stage.run(command);
+    /// Starts the commands of a page, and waits until they listen: on other ports, if another
+    /// process was faster to take one of the first.
+    fn start(page: &str, written: &[u16]) -> Self {
+        let mut logs = String::new();
+        for _ in 0..5 {
+            let ports: Vec<u16> = written.iter().map(|_| free_port()).collect();
+            let mut stage = Stage {
+                ports: written.iter().copied().zip(ports.iter().copied()).collect(),
+                dir: tempfile::tempdir().unwrap(),
+                children: Vec::new(),
+            };
+            for command in block(page, "start", "sh").lines() {
+                stage.run(command);
+            }
+            if listen(&mut stage.children, &ports) {
+                return stage;
+            }
+            logs = stage.logs();
         }
-        for (written, port) in &stage.ports {
-            eventually(&format!("something on {written}"), || {
-                TcpStream::connect(("127.0.0.1", *port)).is_ok()
-            });
-        }
-        stage
+        panic!("{page} cannot be started: {logs}");
     }
 
     fn port(&self, written: u16) -> u16 {
@@ -172,20 +179,22 @@ fn a_real_envoy_lets_pass_and_refuses_by_our_limits() {
 fn an_envoy_that_asks_for_an_unknown_domain_is_told_so() {
     let mut stage = Stage::start("envoy.md", &[10000, 8000, 8081, 4140, 4141]);
     let config = std::fs::read_to_string(root().join("examples/envoy/envoy.yaml")).unwrap();
-    let port = free_port();
-    let mut ports = stage.ports.clone();
-    ports[0].1 = port;
-    let config = moved(&ports, &config.replace("domain: shop", "domain: shpo"));
+    let config = config.replace("domain: shop", "domain: shpo");
     let path = stage.dir.path().join("typo.yaml");
-    std::fs::write(&path, config).unwrap();
-    stage.children.push(
-        Command::new(tool("envoy"))
+    let try_on = |port: u16| {
+        let mut ports = stage.ports.clone();
+        ports[0].1 = port;
+        std::fs::write(&path, moved(&ports, &config)).unwrap();
+        let mut envoy = Command::new(tool("envoy"))
             .args(["-c", path.to_str().unwrap(), "--use-dynamic-base-id", "--concurrency", "1"])
             .stderr(Stdio::null())
             .spawn()
-            .unwrap(),
-    );
-    eventually("the second Envoy", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+            .unwrap();
+        let listens = listen(slice::from_mut(&mut envoy), &[port]);
+        stage.children.push(envoy);
+        listens.then_some(port)
+    };
+    let port = std::iter::repeat_with(free_port).take(5).find_map(try_on).expect("another Envoy");
     // Its configuration says that no answer is a refusal: nothing is unlimited by a typo.
     let url = format!("http://127.0.0.1:{port}/");
     let status = stage.output("curl", &["-s", "-o", "/dev/null", "-w", "%{http_code}", &url]);

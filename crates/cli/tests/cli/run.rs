@@ -12,15 +12,25 @@ use crate::{
     support::{Dev, HOLDFAST, classes, eventually, field, holdfast, now_ms, stderr, stdout},
 };
 
-/// A lock whose holds last for two seconds.
-const SHORT: &str = "{apiVersion: holdfast.dev/v1alpha1, kind: Lock, metadata: {name: short}, \
-                     spec: {ttlSeconds: 2}}";
+/// A lock whose holds last for two seconds, and one whose holds a slow machine has time to renew
+/// and to end.
+const CLASSES: &str = "\
+apiVersion: holdfast.dev/v1alpha1
+kind: Lock
+metadata: {name: short}
+spec: {ttlSeconds: 2}
+---
+apiVersion: holdfast.dev/v1alpha1
+kind: Lock
+metadata: {name: long}
+spec: {ttlSeconds: 10, keys: [default, a, b]}
+";
 
 /// Appends the time to a file ten times a second, whatever signals come.
 const STUBBORN: &str = "trap '' TERM; while :; do date +%s%3N >> \"$1\"; sleep 0.1; done";
 
 fn dev(more: &[&str]) -> (tempfile::TempDir, Dev) {
-    let (dir, path) = classes(SHORT);
+    let (dir, path) = classes(CLASSES);
     (dir, Dev::start(&path, more))
 }
 
@@ -28,10 +38,12 @@ fn run(dev: &Dev, more: &[&str], command: &[&str]) -> std::process::Output {
     holdfast(&[&["run", "--url", &dev.url, "--lock", "short"], more, &["--"], command].concat())
 }
 
-/// Starts the stubborn command under the lock; it writes to a file.
-fn stubborn(dev: &Dev, file: &Path) -> std::process::Child {
+/// Starts the stubborn command under a lock; it writes to a file.
+fn stubborn(dev: &Dev, lock: &[&str], file: &Path) -> std::process::Child {
     Command::new(HOLDFAST)
-        .args(["run", "--url", &dev.url, "--lock", "short", "--", "sh", "-c", STUBBORN, "sh"])
+        .args(["run", "--url", &dev.url, "--lock"])
+        .args(lock)
+        .args(["--", "sh", "-c", STUBBORN, "sh"])
         .arg(file)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -74,7 +86,7 @@ fn exit_code_75_when_it_was_not_acquired() {
 #[test]
 fn a_command_longer_than_its_time_to_live_keeps_the_lock() {
     let (_dir, dev) = dev(&[]);
-    let output = run(&dev, &[], &["sleep", "4"]);
+    let output = holdfast(&["run", "--url", &dev.url, "--lock", "long", "--", "sleep", "12"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
 }
 
@@ -93,27 +105,40 @@ fn it_waits_its_turn() {
 }
 
 /// A1 and A2: the holder's sidecar is frozen, and the command ignores SIGTERM. It is ended before
-/// another is granted the lock.
+/// the deadline of its hold, which is a second before another is granted the lock; also where it is
+/// to have no time between the signals.
 #[test]
 fn the_command_ends_before_another_holds_although_its_sidecar_is_frozen() {
     let redis = RedisServer::start(&[]);
     let url = format!("redis://{}", redis.address());
     let ((_one, frozen), (_two, other)) = (dev(&["--redis", &url]), dev(&["--redis", &url]));
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("beats");
-    let mut child = stubborn(&frozen, &file);
-    eventually("the command runs", || last_ms(&file) > 0);
+    // They look at their holds at different times.
+    let runs = [("default", "2"), ("a", "0"), ("b", "0")].map(|(key, grace)| {
+        let file = dir.path().join(key);
+        let child = stubborn(&frozen, &["long", "--key", key, "--grace", grace], &file);
+        eventually("the command runs", || last_ms(&file) > 0);
+        std::thread::sleep(Duration::from_millis(350));
+        (key, file, child)
+    });
     frozen.pause(true);
-    let granted = other.post("/v1/locks/short/acquire?waitSeconds=20");
-    let granted_ms = now_ms();
-    assert!(granted.contains("200 OK"), "{granted}");
-    let last = last_ms(&file);
-    std::thread::sleep(Duration::from_millis(400));
-    assert_eq!(last_ms(&file), last, "the command goes on after the next grant");
-    assert!(last < granted_ms, "{last} {granted_ms}");
-    let status = child.wait().unwrap();
+    std::thread::scope(|scope| {
+        for (key, file, mut child) in runs {
+            let other = &other;
+            scope.spawn(move || {
+                let acquire = format!("/v1/locks/long/acquire?waitSeconds=40&key={key}");
+                let granted = other.post(&acquire);
+                let granted_ms = now_ms();
+                assert!(granted.contains("200 OK"), "{granted}");
+                let last = last_ms(&file);
+                std::thread::sleep(Duration::from_millis(400));
+                assert_eq!(last_ms(&file), last, "{key} goes on after the next grant");
+                assert!(last + 600 < granted_ms, "{key}: {last} {granted_ms}");
+                assert_eq!(child.wait().unwrap().code(), Some(74));
+            });
+        }
+    });
     frozen.pause(false);
-    assert_eq!(status.code(), Some(74));
 }
 
 /// D1: the program that watches over the hold is killed; the command must not go on alone.
@@ -122,7 +147,7 @@ fn the_command_dies_with_the_program_that_watches_over_its_hold() {
     let (_dir, dev) = dev(&[]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("beats");
-    let mut child = stubborn(&dev, &file);
+    let mut child = stubborn(&dev, &["short"], &file);
     eventually("the command runs", || last_ms(&file) > 0);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -138,7 +163,7 @@ fn a_hold_taken_by_force_ends_the_command() {
     let (_dir, dev) = dev(&[]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("beats");
-    let mut child = stubborn(&dev, &file);
+    let mut child = stubborn(&dev, &["short"], &file);
     eventually("the command runs", || last_ms(&file) > 0);
     dev.post("/v1/locks/short/force-release");
     assert_eq!(child.wait().unwrap().code(), Some(74));
