@@ -64,18 +64,20 @@ fn a_gateway_and_the_sidecars_of_its_namespace_share_their_counts() {
 #[test]
 fn an_annotated_pod_speaks_daprs_and_envoys_apis_on_localhost() {
     let namespace = Namespace::new("peers");
-    namespace.lock("orders", "{ttlSeconds: 15, keys: [order-1]}");
+    namespace.lock("orders", "{ttlSeconds: 60, keys: [order-1]}");
     let pod = namespace.annotated_pod("app", "holdfast.dev/compat", "dapr,rls=8082");
     let call = |path: &str, owner: &str| {
         let body = format!(
-            "{{\"resourceId\": \"order-1\", \"lockOwner\": \"{owner}\", \"expiryInSeconds\": 10}}"
+            "{{\"resourceId\": \"order-1\", \"lockOwner\": \"{owner}\", \"expiryInSeconds\": 60}}"
         );
         let url = format!("http://127.0.0.1:3500/v1.0-alpha1/{path}/orders");
         pod.curl(&["-H", "content-type: application/json", "-d", &body, &url])
     };
     eventually("the lock is known", WITHIN, || call("lock", "ann")["success"] == true);
     assert_eq!(call("lock", "bob")["success"], false);
-    assert_eq!(namespace.column("orders", "HOLDER"), "app");
+    eventually("kubectl shows the holder", WITHIN, || {
+        namespace.column("orders", "HOLDER") == "app"
+    });
     assert_eq!(call("unlock", "bob")["status"], 2);
     assert_eq!(call("unlock", "ann")["status"], 0);
     // No RateLimit is declared here, and it says so: NOT_FOUND.

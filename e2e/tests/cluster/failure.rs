@@ -64,7 +64,7 @@ fn the_last_class_of_a_namespace_may_go_and_come_back_under_running_pods() {
     assert_eq!(secret(), credentials);
     namespace.lock("orders", &spec);
     let mut after = Value::Null;
-    eventually("the new class is served", Duration::from_secs(15), || {
+    eventually("the new class is served", Duration::from_secs(30), || {
         after = pods[0].post("orders/acquire");
         after["holdId"].is_string()
     });

@@ -113,8 +113,9 @@ fn a_killed_pod_hands_over_within_the_ttl(namespace: &Namespace, ttl: Duration) 
     let next = pods[1].acquire("orders", "waitSeconds=60");
     let waited = begun.elapsed();
     assert!(fence(&next) > fence(&hold));
-    // Its last renewal may have been just before, and the pod takes a moment to die.
-    assert!(waited < ttl + Duration::from_secs(8), "{waited:?}");
+    // Its last renewal may have been just before, and the pod takes a moment to die: a long one
+    // where the kubelet has much to do.
+    assert!(waited < ttl + Duration::from_secs(20), "{waited:?}");
     pods[1].release("orders", &next);
 }
 

@@ -77,7 +77,7 @@ fn an_account_without_access_is_refused_by_the_sidecar_and_by_the_api_server() {
     for pod in &pods[1..] {
         let refusal = pod.post("orders/acquire");
         assert_eq!(refusal["code"], "forbidden", "{}: {refusal}", pod.name);
-        pod.acquire("open", "waitSeconds=10&renew=manual");
+        pod.acquire("open", "waitSeconds=30&renew=manual");
     }
     let seen = pods[1].get("/v1/locks/orders");
     assert_eq!(seen["holder"]["fence"], hold["fence"], "{seen}");

@@ -68,9 +68,9 @@ fn pods_share_permits_and_a_killed_one_gives_them_back() {
     assert_eq!(acquire(&pods[0], "permits=2")["permits"], 2);
     kubectl(&["delete", "pod", "a", "-n", &namespace.name, "--force", "--grace-period=0"]);
     let begun = Instant::now();
-    let all = acquire(&pods[1], "permits=2&waitSeconds=30");
+    let all = acquire(&pods[1], "permits=2&waitSeconds=60");
     assert_eq!(all["permits"], 2, "{all}");
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
 
     // Fewer permits take nothing away.
     declare(&namespace, &backend, 2);
@@ -125,8 +125,8 @@ fn pods_share_permits_that_are_leases() {
     // The permit of a pod that was killed is back within its time to live.
     kubectl(&["delete", "pod", "b", "-n", &namespace.name, "--force", "--grace-period=0"]);
     let begun = Instant::now();
-    let last = acquire(&pods[0], "waitSeconds=30");
+    let last = acquire(&pods[0], "waitSeconds=60");
     assert!(fence(&last) > fence(&next), "{last}");
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
     release(&pods[0], &last);
 }

@@ -100,8 +100,8 @@ fn uninstall_leaves_classes_that_can_be_deleted_and_nothing_else() {
     assert!(fence(&again) > fence(&held), "{again} {held}");
     uninstall();
 
-    kubectl(&["delete", "lock", "--all", "-n", &namespace.name, "--timeout=20s"]);
-    kubectl(&["delete", "backend", "dead", &backend, "--timeout=20s"]);
+    kubectl(&["delete", "lock", "--all", "-n", &namespace.name, "--timeout=60s"]);
+    kubectl(&["delete", "backend", "dead", &backend, "--timeout=60s"]);
     // Pods that ask for a sidecar are admitted, with nobody there to inject it.
     namespace.try_pod("b").unwrap();
     kubectl(&["delete", "namespace", &namespace.name, "--timeout=60s"]);

@@ -1,6 +1,12 @@
 //! From a class to its Leases, Roles, bundle and status.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use holdfast_core::lock::LockBackend;
 use k8s_openapi::api::{
@@ -9,7 +15,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, WatchEvent, WatchParams},
 };
 use serde_json::json;
 use tokio::time::Instant;
@@ -93,13 +99,15 @@ async fn a_class_that_is_wrong_gets_a_sentence_and_the_others_are_not_affected()
     bed.until_ready("good", "True", "Reconciled").await;
     let bundle = bed.bundle().await.unwrap();
     assert_eq!(bundle.classes.len(), 1);
-    bed.kubectl(&["delete", "lock", "lost", "--timeout=20s"], "").unwrap();
+    bed.kubectl(&["delete", "lock", "lost", "--timeout=40s"], "").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn holders_show_in_the_status_with_events_and_not_as_readiness() {
     let bed = Bed::shared().await;
-    bed.lock("orders", "{ttlSeconds: 3}");
+    // Nobody renews: even a slow machine must have shown a hold before it runs out.
+    bed.lock("orders", "{ttlSeconds: 30}");
+    bed.lock("short", "{ttlSeconds: 10}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let (config, locks, at) =
         (bed.config("orders").await, bed.leases().await, bed.at("orders", "default"));
@@ -118,14 +126,16 @@ async fn holders_show_in_the_status_with_events_and_not_as_readiness() {
     eventually("Released", async || !bed.events("orders", "Released").await.is_empty()).await;
     assert_eq!(bed.get_lock("orders").await.unwrap().status.unwrap().held, 0);
 
-    // Nobody renews this one.
+    // This one runs out.
+    bed.until_ready("short", "True", "Reconciled").await;
+    let (config, at) = (bed.config("short").await, bed.at("short", "default"));
     acquire_soon(&*locks, &at, &config, "pod-2").await;
     eventually("Expired", async || {
-        let notes = bed.events("orders", "Expired").await;
+        let notes = bed.events("short", "Expired").await;
         notes.iter().any(|note| note.contains("pod-2"))
     })
     .await;
-    assert_eq!(bed.get_lock("orders").await.unwrap().status.unwrap().held, 0);
+    assert_eq!(bed.get_lock("short").await.unwrap().status.unwrap().held, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,35 +147,51 @@ async fn a_busy_lock_is_not_a_write_of_status_each_time() {
         (bed.config("busy").await, bed.leases().await, bed.at("busy", "default"));
     let api: Api<holdfast_api::v1alpha1::Lock> =
         Api::namespaced(bed.client.clone(), &bed.namespace);
-    let watched = tokio::spawn(count_changes(api, before.resource_version().unwrap()));
+    let changes = Arc::new(AtomicUsize::new(0));
+    let version = before.resource_version().unwrap();
+    let watched = tokio::spawn(count_changes(api, version, changes.clone()));
     let (mut taken, started) = (0, Instant::now());
-    while started.elapsed() < Duration::from_secs(4) {
+    // Also on a slow machine so many that a write for each would be too many.
+    while started.elapsed() < Duration::from_secs(4) || taken <= 20 {
         let (hold, _) = acquire_soon(&*locks, &at, &config, "pod").await;
         locks.release(&at, &config, &hold).await.unwrap();
         taken += 1;
     }
-    let changes = watched.await.unwrap();
-    assert!(taken > 20, "{taken}");
-    assert!((1..=7).contains(&changes), "{changes} writes of status for {taken} holds in 4 s");
+    eventually("a write of status", async || changes.load(Relaxed) > 0).await;
+    assert!(!watched.is_finished(), "not all were counted");
+    let (changes, took) = (changes.load(Relaxed), started.elapsed());
+    // They are a second apart.
+    let most = took.as_secs() + 3;
+    assert!(changes as u64 <= most, "{changes} writes of status for {taken} holds in {took:?}");
+    watched.abort();
 }
 
-/// Changes of an object within five seconds.
-async fn count_changes(api: Api<holdfast_api::v1alpha1::Lock>, from: String) -> usize {
+/// Counts the changes of the objects of a namespace, until it is aborted.
+async fn count_changes(
+    api: Api<holdfast_api::v1alpha1::Lock>,
+    from: String,
+    changes: Arc<AtomicUsize>,
+) {
     use futures::TryStreamExt;
-    let params = kube::api::WatchParams::default().timeout(5);
-    let events = api.watch(&params, &from).await.unwrap();
-    events.try_fold(0, async |n, _| Ok(n + 1)).await.unwrap()
+    let events = api.watch(&WatchParams::default(), &from).await.unwrap();
+    let counted = events.try_for_each(|event| {
+        // Bookmarks come as well.
+        let is_change = matches!(event, WatchEvent::Modified(_));
+        changes.fetch_add(usize::from(is_change), Relaxed);
+        std::future::ready(Ok(()))
+    });
+    counted.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_no_longer_declared_keeps_its_lease_until_it_is_free() {
     let bed = Bed::shared().await;
-    bed.lock("orders", "{ttlSeconds: 4, keys: [a, b, c]}");
+    bed.lock("orders", "{ttlSeconds: 30, keys: [a, b, c]}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let (config, locks) = (bed.config("orders").await, bed.leases().await);
     let held_at = bed.at("orders", "a");
     let (hold, _) = acquire_soon(&*locks, &held_at, &config, "pod-1").await;
-    bed.lock("orders", "{ttlSeconds: 4, keys: [c]}");
+    bed.lock("orders", "{ttlSeconds: 30, keys: [c]}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let leases: Api<Lease> = Api::namespaced(bed.client.clone(), &bed.namespace);
     let count = async || {
@@ -202,12 +228,13 @@ async fn what_people_delete_or_change_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_deleted_under_its_holder_comes_back_later_and_with_higher_fences() {
     let bed = Bed::shared().await;
-    bed.lock("orders", "{ttlSeconds: 3}");
+    bed.lock("orders", "{ttlSeconds: 10}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let (config, locks, at) =
         (bed.config("orders").await, bed.leases().await, bed.at("orders", "default"));
+    // Before it is granted: it is believed in for nine tenths of its time from then on.
+    let asked = Instant::now();
     let (_, first) = acquire_soon(&*locks, &at, &config, "pod-1").await;
-    let granted = Instant::now();
     eventually("the operator to see it", async || {
         bed.get_lock("orders").await.unwrap().status.unwrap().held == 1
     })
@@ -217,8 +244,8 @@ async fn a_lease_deleted_under_its_holder_comes_back_later_and_with_higher_fence
     let others = bed.leases().await;
     let (_, second) = acquire_soon(&*others, &at, &config, "pod-2").await;
     assert!(second > first, "{second} after {first}");
-    let after = granted.elapsed();
-    assert!(after >= Duration::from_millis(2_700), "granted while pod-1 still believed: {after:?}");
+    let after = asked.elapsed();
+    assert!(after >= Duration::from_secs(9), "granted while pod-1 still believed: {after:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,10 @@ use crate::{
 
 /// Kills at so many points.
 const KILLS: u64 = 12;
+/// Of replicas that take over from one another: soon, and with time for a slow machine to renew.
+const REPLACED_SOON: &[&str] = &["--election-seconds", "5"];
+/// A time to live that no round of kills is longer than.
+const LONG: Duration = Duration::from_secs(300);
 
 /// What was made in a namespace, by kind and name, without what differs from run to run.
 async fn made(bed: &Bed<'_>) -> BTreeMap<String, Vec<String>> {
@@ -45,7 +49,7 @@ async fn an_operator_killed_anywhere_comes_to_the_same_end() {
     let mut operator = plane.operator("crash", &["--election-seconds", "1"]);
     let bed = Bed::new(&plane).await;
     bed.backend("kept", &redis, "");
-    bed.lock("steady", "{ttlSeconds: 30}");
+    bed.lock("steady", "{ttlSeconds: 300}");
     bed.until_ready("steady", "True", "Reconciled").await;
     let (locks, at) = (bed.leases().await, bed.at("steady", "default"));
     let steady = bed.config("steady").await;
@@ -61,7 +65,7 @@ async fn an_operator_killed_anywhere_comes_to_the_same_end() {
             bed.lock("orders", "{ttlSeconds: 2, keys: [b, c]}");
         }
         // An operator that is away stops nobody.
-        let renewal = locks.renew(&at, &steady, &hold, Duration::from_secs(30)).await.unwrap();
+        let renewal = locks.renew(&at, &steady, &hold, LONG).await.unwrap();
         assert!(matches!(renewal, Renewal::Renewed { .. }), "round {round}");
         operator = plane.operator("crash", &["--election-seconds", "1"]);
         if round % 2 == 1 {
@@ -107,9 +111,9 @@ async fn the_second_replica_takes_over_from_one_that_crashed_and_one_that_was_st
         let lease = leases.get_opt("holdfast-lock-holdfast-operator").await.unwrap();
         lease.as_ref().map(leader_of).unwrap_or_default()
     };
-    let mut first = plane.operator("op-1", &[]);
+    let mut first = plane.operator("op-1", REPLACED_SOON);
     eventually("op-1 to lead", async || leader().await.starts_with("op-1_")).await;
-    let mut second = plane.operator("op-2", &[]);
+    let mut second = plane.operator("op-2", REPLACED_SOON);
     bed.lock("a", "{ttlSeconds: 5}");
     bed.until_ready("a", "True", "Reconciled").await;
     assert!(leader().await.starts_with("op-1_"));
@@ -120,7 +124,7 @@ async fn the_second_replica_takes_over_from_one_that_crashed_and_one_that_was_st
     assert!(leader().await.starts_with("op-2_"));
 
     // In good order there is no need to wait for the Lease to run out.
-    let mut third = plane.operator("op-3", &[]);
+    let mut third = plane.operator("op-3", REPLACED_SOON);
     eventually("op-3 to stand", async || third.log().contains("reached the API server")).await;
     assert!(second.stop().await, "{}", second.log());
     bed.lock("c", "{ttlSeconds: 5}");
@@ -180,29 +184,49 @@ async fn while_nothing_changes_nothing_is_written() {
     let bed = Bed::new(&plane).await;
     bed.backend("idle", &redis, "");
     for i in 0..20 {
-        bed.lock(&format!("lock-{i}"), "{ttlSeconds: 5, keys: [a, b]}");
+        bed.lock(&format!("lock-{i}"), "{ttlSeconds: 10, keys: [a, b]}");
     }
     bed.lock("cached", "{ttlSeconds: 5, backend: idle}");
     bed.until_ready("cached", "True", "Reconciled").await;
-    bed.until_ready("lock-19", "True", "Reconciled").await;
+    for i in 0..20 {
+        bed.until_ready(&format!("lock-{i}"), "True", "Reconciled").await;
+    }
     let (locks, config, at) =
         (bed.leases().await, bed.config("lock-7").await, bed.at("lock-7", "a"));
     let (hold, _) = acquire_soon(&*locks, &at, &config, "pod").await;
+    // One that a slow API server did not answer in time is done again.
+    let renew = async || {
+        let renewal = locks.renew(&at, &config, &hold, Duration::from_secs(10)).await;
+        assert!(!matches!(renewal, Ok(Renewal::Lost)), "{renewal:?}");
+    };
     eventually("the hold in the status", async || {
+        renew().await;
         bed.get_lock("lock-7").await.unwrap().status.unwrap().held == 1
     })
     .await;
-    eventually("Acquired", async || !bed.events("lock-7", "Acquired").await.is_empty()).await;
-    let before = operator.metrics("holdfast_operator_writes_total");
+    eventually("Acquired", async || {
+        renew().await;
+        !bed.events("lock-7", "Acquired").await.is_empty()
+    })
+    .await;
+    let writes = || operator.metrics("holdfast_operator_writes_total");
+    // A Redis that is slow for once is told, and told again when it answers: of three times one
+    // must be quiet. Each is longer than the time to live: the operator then looks by itself.
+    let mut before = writes();
     assert!(!before.is_empty());
-    for _ in 0..50 {
-        let renewal = locks.renew(&at, &config, &hold, Duration::from_secs(5)).await.unwrap();
-        assert!(matches!(renewal, Renewal::Renewed { .. }));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    for again in [true, true, false] {
+        for _ in 0..110 {
+            renew().await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let after = writes();
+        if after == before {
+            break;
+        }
+        assert!(again, "{after:?} after {before:?}");
+        before = after;
     }
-    assert_eq!(operator.metrics("holdfast_operator_writes_total"), before);
     // Control: a change is a write.
     locks.release(&at, &config, &hold).await.unwrap();
-    eventually("a write", async || operator.metrics("holdfast_operator_writes_total") != before)
-        .await;
+    eventually("a write", async || writes() != before).await;
 }

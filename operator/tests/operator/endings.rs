@@ -21,35 +21,36 @@ async fn count_leases(bed: &Bed<'_>) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_held_class_is_drained_and_grants_nothing_meanwhile() {
     let bed = Bed::shared().await;
-    bed.lock("orders", "{ttlSeconds: 4}");
+    bed.lock("orders", "{ttlSeconds: 10}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let (config, locks, at) =
         (bed.config("orders").await, bed.leases().await, bed.at("orders", "default"));
     let (hold, first) = acquire_soon(&*locks, &at, &config, "pod-1").await;
+    let renew = async || locks.renew(&at, &config, &hold, Duration::from_secs(10)).await;
     eventually("the operator to see it", async || {
         bed.get_lock("orders").await.unwrap().status.unwrap().held == 1
     })
     .await;
-    let renewed = Instant::now();
-    locks.renew(&at, &config, &hold, Duration::from_secs(4)).await.unwrap();
+    // It is renewed once at the least after that.
+    let before = Instant::now();
+    eventually("a renewal", async || matches!(renew().await, Ok(Renewal::Renewed { .. }))).await;
     bed.kubectl(&["delete", "lock", "orders", "--wait=false"], "").unwrap();
     let others = bed.leases().await;
     // It keeps on renewing as a sidecar does, and is told that it is over.
     eventually("the hold to be lost", async || {
         assert_eq!(acquire(&*others, &at, &config, "pod-2").await, None, "granted while draining");
-        let renewal = locks.renew(&at, &config, &hold, Duration::from_secs(4)).await.unwrap();
-        renewal == Renewal::Lost
+        matches!(renew().await, Ok(Renewal::Lost))
     })
     .await;
     eventually("the class to be gone", async || bed.get_lock("orders").await.is_none()).await;
-    let took = renewed.elapsed();
-    assert!(took >= Duration::from_millis(3_600), "gone while pod-1 still believed: {took:?}");
-    assert!(took < Duration::from_secs(8), "{took:?}");
+    let took = before.elapsed();
+    assert!(took >= Duration::from_secs(9), "gone while pod-1 still believed: {took:?}");
+    assert!(took < Duration::from_secs(25), "{took:?}");
     assert_eq!(count_leases(&bed).await, 0);
     eventually("the bundle without it", async || bed.bundle().await.unwrap().classes.is_empty())
         .await;
 
-    bed.lock("orders", "{ttlSeconds: 4}");
+    bed.lock("orders", "{ttlSeconds: 10}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let (_, second) = acquire_soon(&*others, &at, &bed.config("orders").await, "pod-2").await;
     assert!(second > first, "{second} after {first}");
@@ -60,7 +61,7 @@ async fn an_unheld_class_is_gone_at_once_with_all_that_was_made_of_it() {
     let bed = Bed::shared().await;
     bed.lock("orders", "{ttlSeconds: 60, keys: [a, b, c]}");
     bed.until_ready("orders", "True", "Reconciled").await;
-    bed.kubectl(&["delete", "lock", "orders", "--timeout=10s"], "").unwrap();
+    bed.kubectl(&["delete", "lock", "orders", "--timeout=30s"], "").unwrap();
     assert_eq!(count_leases(&bed).await, 0);
     eventually("the Role to go", async || {
         bed.kubectl(&["get", "role", "holdfast-leases"], "").is_err()
@@ -85,8 +86,8 @@ async fn a_class_on_redis_leaves_the_floor_of_its_fences_behind() {
         last = Some(fence);
         // Held: it runs out before the class is gone.
         let asked = Instant::now();
-        bed.kubectl(&["delete", "lock", "orders", "--timeout=20s"], "").unwrap();
-        assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
+        bed.kubectl(&["delete", "lock", "orders", "--timeout=40s"], "").unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
         let left = redis.keys(&format!("hf:{}:{{*", bed.namespace));
         assert_eq!(left, Vec::<String>::new(), "left in the store");
         let maps: Api<ConfigMap> = Api::namespaced(bed.client.clone(), SYSTEM);
@@ -109,8 +110,8 @@ async fn a_dead_redis_does_not_wedge_a_deletion() {
     redis.kill();
     bed.until_ready("orders", "False", "BackendUnavailable").await;
     let asked = Instant::now();
-    bed.kubectl(&["delete", "lock", "orders", "--timeout=30s"], "").unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    bed.kubectl(&["delete", "lock", "orders", "--timeout=60s"], "").unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
     eventually("the Event", async || !bed.events("orders", "BackendLost").await.is_empty()).await;
     let notes = bed.events("orders", "BackendLost").await;
     assert!(notes.len() == 1 && notes[0].contains("does not answer"), "{notes:?}");
@@ -134,8 +135,8 @@ async fn a_namespace_that_goes_away_is_let_go_with_a_dead_redis_and_held_leases(
     assert!(bed.get_namespace().await.metadata.deletion_timestamp.is_some());
     // What the namespace controller of a whole cluster would do.
     let asked = Instant::now();
-    bed.kubectl(&["delete", "locks,leases", "--all", "--timeout=30s"], "").unwrap();
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
+    bed.kubectl(&["delete", "locks,leases", "--all", "--timeout=60s"], "").unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
     assert_eq!(count_leases(&bed).await, 0);
     bed.kubectl_cluster(&["delete", "backend", "gone", "--timeout=30s"], "").unwrap();
 }

@@ -2,10 +2,8 @@
 //! locks the way sidecars do.
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -36,10 +34,12 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{apiserver::ApiServer, redis::RedisServer};
 
+pub use crate::process::{OPERATOR, Operator};
+
 /// Where operators live.
 pub const SYSTEM: &str = "holdfast-system";
 /// Things that take a moment take no longer than this on a busy machine.
-const SOON: Duration = Duration::from_secs(40);
+pub const SOON: Duration = Duration::from_secs(40);
 
 /// An API server that is ready for an operator.
 pub struct Plane {
@@ -69,85 +69,8 @@ impl Plane {
 
     /// Runs one more operator.
     pub fn operator(&self, name: &str, args: &[&str]) -> Operator {
-        let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let log = self.dir.join(format!("{name}.log"));
-        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let child = Command::new(OPERATOR)
-            .env("KUBECONFIG", self.server.kubeconfig())
-            .envs([("POD_NAME", name), ("POD_NAMESPACE", SYSTEM), ("HOLDFAST_SIDECAR_IMAGE", "x")])
-            .env("HOLDFAST_ELECTION_SECONDS", "2")
-            .args(["run", "--webhook", "false", "--admin", &admin.to_string()])
-            .args(["--probe-ms", "200", "--let-go-seconds", "4"])
-            .args(args)
-            .stdin(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        // However the tests end, it goes with them: its standard input closes then.
-        let end = format!("cat >/dev/null; kill -9 {}", child.id());
-        let keeper = Command::new("sh").args(["-c", &end]).stdin(Stdio::piped()).spawn().unwrap();
-        Operator { child, keeper, log, admin }
-    }
-}
-
-pub const OPERATOR: &str = env!("CARGO_BIN_EXE_holdfast-operator");
-
-/// A running operator; it ends with the value.
-pub struct Operator {
-    child: Child,
-    keeper: Child,
-    log: PathBuf,
-    admin: SocketAddr,
-}
-
-impl Operator {
-    /// As a crash: no word to anybody.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// As the kubelet stops it; whether it ended well.
-    pub async fn stop(&mut self) -> bool {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let until = Instant::now() + SOON;
-        while Instant::now() < until {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.success();
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        false
-    }
-
-    /// The lines of its metrics that start so.
-    pub fn metrics(&self, prefix: &str) -> Vec<String> {
-        let mut stream = TcpStream::connect(self.admin).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        assert!(text.starts_with("HTTP/1.0 200"), "{text}");
-        text.lines().filter(|line| line.starts_with(prefix)).map(str::to_owned).collect()
-    }
-
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-}
-
-impl Drop for Operator {
-    fn drop(&mut self) {
-        // First of all: the number may be another's once the child is waited for.
-        drop(self.keeper.kill());
-        drop(self.keeper.wait());
-        drop(self.child.kill());
-        drop(self.child.wait());
-        if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("{}:\n{}", self.log.display(), tail.join("\n"));
-        }
+        Operator::start(&self.server.kubeconfig(), log, name, args)
     }
 }
 

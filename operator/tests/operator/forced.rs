@@ -68,7 +68,7 @@ async fn a_hold_whose_forced_release_got_no_answer_is_told_all_the_same() {
     let (address, lost) = forgetful(redis.address()).await;
     let spec = format!("{{redis: {{addresses: ['{address}']}}}}");
     bed.kubectl_cluster(&["apply", "-f", "-"], &object("Backend", "deaf", &spec)).unwrap();
-    bed.lock("orders", "{ttlSeconds: 60, backend: deaf}");
+    bed.lock("orders", "{ttlSeconds: 300, backend: deaf}");
     bed.until_ready("orders", "True", "Reconciled").await;
     let (config, locks, at) =
         (bed.config("orders").await, bed.redis("deaf").await, bed.at("orders", "a"));
@@ -84,7 +84,7 @@ async fn a_hold_whose_forced_release_got_no_answer_is_told_all_the_same() {
     .await;
     let notes = bed.events("orders", "ForceReleased").await;
     assert!(notes.len() == 1 && notes[0].contains("pod-1"), "{notes:?}");
-    let renewed = locks.renew(&at, &config, &hold, Duration::from_secs(60)).await.unwrap();
+    let renewed = locks.renew(&at, &config, &hold, Duration::from_secs(300)).await.unwrap();
     assert_eq!(renewed, Renewal::Lost);
     assert_eq!(acquire(&*locks, &at, &config, "pod-3").await, None, "pod-2 lost it as well");
 }
@@ -95,7 +95,7 @@ async fn a_forced_release_of_permits_takes_what_was_meant_and_nothing_newer() {
     let bed = Bed::shared().await;
     let redis = RedisServer::start(&[]);
     bed.backend("busy", &redis, "");
-    let spec = "{backend: busy, permits: 5, ttlSeconds: 20}";
+    let spec = "{backend: busy, permits: 5, ttlSeconds: 300}";
     bed.kubectl(&["apply", "-f", "-"], &object("Semaphore", "pool", spec)).unwrap();
     until_ready(&bed, "pool").await;
     let pods = Pods::of(&bed, "busy", "pool", "a").await;

@@ -167,7 +167,7 @@ async fn pods_and_apps_stand_in_one_queue_on_redis() {
     let bed = Bed::shared().await;
     let redis = RedisServer::start(&[]);
     bed.backend("gates", &redis, "");
-    bed.semaphore("pool", "{backend: gates, permits: 2, ttlSeconds: 15}");
+    bed.semaphore("pool", "{backend: gates, permits: 2, ttlSeconds: 60}");
     bed.held_pods(&["a", "b"], "semaphore/pool");
     bed.until_let_go(&["a", "b"]).await;
     let permits = RedisSemaphores::beside(bed.redis("gates").await);
@@ -180,30 +180,37 @@ async fn pods_and_apps_stand_in_one_queue_on_redis() {
         hold: HoldId::random(),
         session: SessionId::random(),
         holder: Holder::new("app").unwrap(),
-        ttl: Duration::from_secs(15),
+        ttl: Duration::from_secs(60),
         max_hold: Duration::ZERO,
         enqueue: true,
         permits: 1,
     };
     let queued = permits.acquire(&at, &request).await.unwrap();
     assert_eq!(queued, Attempt::Queued { position: 1 });
+    // It stays in the queue for as long as it beats.
+    let (beats, session) = (permits.clone(), request.session.clone());
+    let of = (at.clone(), config.clone());
+    let beating = tokio::spawn(async move {
+        loop {
+            drop(beats.beat(&of.0, &of.1, &session).await);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
     bed.held_pods(&["c", "d"], "semaphore/pool");
     bed.until_state("c", "Waiting: at place 2").await;
     bed.until_state("d", "Waiting: at place 3").await;
     // The app came before the pods.
     bed.end("a", "Succeeded");
     let mut fence = Fence::new(0);
-    eventually("the app's turn", async || {
-        permits.beat(&at, &config, &request.session).await.unwrap();
-        match permits.acquire(&at, &request).await.unwrap() {
-            Attempt::Granted(grant) => {
-                fence = grant.fence;
-                true
-            }
-            _ => false,
+    eventually("the app's turn", async || match permits.acquire(&at, &request).await {
+        Ok(Attempt::Granted(grant)) => {
+            fence = grant.fence;
+            true
         }
+        _ => false,
     })
     .await;
+    beating.abort();
     bed.until_state("c", "Waiting: at place 1").await;
     assert_eq!(bed.let_go().await, ["b"]);
     assert_eq!(permits.release(&at, &config, &request.hold).await.unwrap(), Release::Released);

@@ -15,6 +15,9 @@ mod forced;
 mod gate_ends;
 mod gates;
 mod passwords;
+#[path = "../../../crates/backend/tests/support/ports.rs"]
+mod ports;
+mod process;
 mod ratelimits;
 #[path = "../../../crates/backend/tests/support/redis.rs"]
 mod redis;

@@ -134,8 +134,8 @@ async fn what_cannot_be_is_told_in_the_condition_and_by_event() {
         notes.iter().any(|note| note.contains("has no holds to release"))
     })
     .await;
-    tokio::time::timeout(Duration::from_secs(20), async {
-        bed.kubectl(&["delete", "rl", "api", "lost", "--timeout=15s"], "").unwrap();
+    tokio::time::timeout(Duration::from_secs(60), async {
+        bed.kubectl(&["delete", "rl", "api", "lost", "--timeout=40s"], "").unwrap();
     })
     .await
     .unwrap();

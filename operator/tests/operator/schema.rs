@@ -297,5 +297,5 @@ async fn kubectl_explains_every_field_and_shows_the_columns() {
         assert!(table.contains(column), "{table}");
     }
     assert!(table.contains("Consensus"), "{table}");
-    bed.kubectl(&["wait", "--for=condition=Ready", "lock/orders", "--timeout=10s"], "").unwrap();
+    bed.kubectl(&["wait", "--for=condition=Ready", "lock/orders", "--timeout=60s"], "").unwrap();
 }

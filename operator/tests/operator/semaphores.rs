@@ -18,8 +18,6 @@ use crate::{
 
 mod leases;
 
-const TTL: Duration = Duration::from_secs(20);
-
 pub async fn get(bed: &Bed<'_>, name: &str) -> Option<Semaphore> {
     let api: Api<Semaphore> = Api::namespaced(bed.client.clone(), &bed.namespace);
     api.get_opt(name).await.unwrap()
@@ -60,13 +58,17 @@ impl Pods {
         }
     }
 
+    fn ttl(&self) -> Duration {
+        Duration::from_millis(self.config.ttl_ms)
+    }
+
     async fn try_acquire(&self, pod: &str, permits: u32, enqueue: bool) -> (HoldId, Attempt) {
         let request = Acquire {
             config: self.config.clone(),
             hold: HoldId::random(),
             session: SessionId::random(),
             holder: Holder::new(pod).unwrap(),
-            ttl: TTL,
+            ttl: self.ttl(),
             max_hold: Duration::ZERO,
             enqueue,
             permits,
@@ -83,7 +85,7 @@ impl Pods {
     }
 
     pub async fn renew(&self, hold: &HoldId) -> Renewal {
-        self.store.renew(&self.at, &self.config, hold, TTL).await.unwrap()
+        self.store.renew(&self.at, &self.config, hold, self.ttl()).await.unwrap()
     }
 }
 
@@ -92,8 +94,9 @@ async fn a_semaphore_shows_its_permits_and_gives_one_hold_or_all_back_by_force()
     let bed = Bed::shared().await;
     let redis = RedisServer::start(&[]);
     bed.backend("permits", &redis, "");
+    // Nothing runs out here.
     let declare = |permits: u32| {
-        let spec = format!("{{backend: permits, permits: {permits}, ttlSeconds: 20}}");
+        let spec = format!("{{backend: permits, permits: {permits}, ttlSeconds: 300}}");
         bed.kubectl(&["apply", "-f", "-"], &object("Semaphore", "pool", &spec)).unwrap();
     };
     declare(5);

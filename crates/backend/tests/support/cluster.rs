@@ -1,6 +1,6 @@
 //! A real Redis Cluster of redis-servers on free ports; they end with the value.
 
-use std::{net::TcpListener, thread::sleep, time::Duration};
+use std::{thread::sleep, time::Duration};
 
 use holdfast_backend::redis::{KnownEpoch, KnownRun, RedisAdmin, RedisConfig};
 
@@ -186,13 +186,12 @@ impl RedisCluster {
 }
 
 fn run(start: fn(&[&str]) -> RedisServer) -> RedisServer {
-    // The bus has a port of its own: the usual one, 10000 above the other, may be none.
-    let bus = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    // The bus gets a free port: see [`RedisServer::start`].
     start(&[
         "--cluster-enabled",
         "yes",
         "--cluster-port",
-        &bus,
+        "0",
         "--cluster-node-timeout",
         "1000",
         "--cluster-require-full-coverage",

@@ -22,7 +22,8 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one with more arguments, such as `["--appendonly", "yes"]`.
+    /// Starts one with more arguments, such as `["--appendonly", "yes"]`. A `--cluster-port`
+    /// becomes a free one, whatever is asked for.
     pub fn start(args: &[&str]) -> Self {
         Self::run_program("redis-server".into(), args)
     }
@@ -43,9 +44,15 @@ impl RedisServer {
         let dir = tempfile::Builder::new().prefix("holdfast-redis").tempdir().unwrap();
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
         let mut server = RedisServer { port: 0, dir, args, program, child: None };
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         // Another process may take the port between our look and the server's bind: try again.
         for _ in 0..5 {
-            server.port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            server.port = free();
+            // A cluster's bus has its own: the usual one, 10000 above the other, may be none.
+            let bus = server.args.iter().position(|arg| arg == "--cluster-port");
+            if let Some(bus) = bus {
+                server.args[bus + 1] = free().to_string();
+            }
             if server.run() {
                 return server;
             }
@@ -146,7 +153,8 @@ impl RedisServer {
         let mut child = spawned.unwrap_or_else(|error| {
             panic!("redis-server cannot be run ({error}): install the package redis-server")
         });
-        for _ in 0..500 {
+        // Long, for a machine that is busy: one that cannot have its port has ended.
+        for _ in 0..3_000 {
             if child.try_wait().unwrap().is_some() {
                 return false;
             }
