@@ -20,7 +20,7 @@ use holdfast_core::{Address, Fence, SessionId, Substrate};
 use tokio::sync::watch;
 
 use crate::{
-    fixture::{PermitsWorld, Sidecar, World},
+    fixture::{PermitsWorld, Sidecar, World, patient},
     redis_cluster::{RedisCluster, open_epoch},
 };
 
@@ -37,8 +37,8 @@ pub struct ClusterWorld {
 
 impl ClusterWorld {
     pub async fn start() -> Self {
-        let cluster = RedisCluster::start(3, 0);
-        let config = RedisConfig::from_seeds(&cluster.addresses()).unwrap();
+        let cluster = RedisCluster::start(3, 0).patient();
+        let config = patient(RedisConfig::from_seeds(&cluster.addresses()).unwrap());
         let known = open_epoch(&cluster.servers[0].address(), NAMESPACE, 1, &[]).await;
         let (epoch, slots) = (watch::channel(Some(known)).0, Arc::default());
         ClusterWorld { cluster: Arc::new(cluster), config, epoch, slots }

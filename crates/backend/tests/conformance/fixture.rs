@@ -12,13 +12,15 @@ use async_trait::async_trait;
 use holdfast_backend::{
     hub::Hub,
     memory::{MemoryLocks, MemorySemaphores},
+    redis::RedisConfig,
     waiter::{Acquisition, HeldLock, LockClient},
 };
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, HoldId, Holder, Key, Kind, SessionId, Substrate,
     SystemClock,
-    lock::{Acquire, Consistency, Fairness, Keys, LockBackend, LockConfig},
+    lock::{Acquire, Consistency, Fairness, Keys, LockBackend, LockConfig, Renewal},
 };
+use tokio::time::{Instant, sleep};
 
 /// One substrate under test.
 #[async_trait]
@@ -135,9 +137,38 @@ impl Sidecar {
         }
     }
 
+    /// Asks once; what it is told.
+    pub async fn attempt(&self, at: &Address, config: &Arc<LockConfig>) -> Acquisition {
+        answered(async || self.acquire(at, config, &HoldId::random(), Duration::ZERO).await).await
+    }
+
+    /// Renews for the time to live of the class.
+    pub async fn renew(&self, at: &Address, config: &LockConfig, hold: &HoldId) -> Renewal {
+        let ttl = Duration::from_millis(config.ttl_ms);
+        answered(async || self.client.backend().renew(at, config, hold, ttl).await).await
+    }
+
     pub async fn release(&self, at: &Address, config: &LockConfig, hold: &HoldId) {
         self.client.backend().release(at, config, hold).await.unwrap();
     }
+}
+
+/// Asks again while the store does not answer in time, as a sidecar does, but not for long.
+async fn answered<T>(mut ask: impl AsyncFnMut() -> Result<T, BackendError>) -> T {
+    let until = Instant::now() + TTL;
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) if !error.is_retryable() || Instant::now() >= until => panic!("{error}"),
+            Err(_) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+/// A busy machine may be slow to answer; that is no difference.
+pub fn patient(mut config: RedisConfig) -> RedisConfig {
+    config.response_timeout = Duration::from_secs(20);
+    config
 }
 
 pub fn describe(acquisition: &Acquisition) -> String {
@@ -150,13 +181,17 @@ pub fn describe(acquisition: &Acquisition) -> String {
     }
 }
 
+/// For how long a test waits for what is to come, however slow the asking is.
+const SOON: Duration = Duration::from_secs(60);
+
 /// Waits until a condition holds; the bound is generous, the poll is short.
 pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
-    for _ in 0..500 {
+    let until = Instant::now() + SOON;
+    while Instant::now() < until {
         if condition().await {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        sleep(Duration::from_millis(20)).await;
     }
     panic!("never happened: {what}");
 }

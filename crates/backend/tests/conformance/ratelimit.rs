@@ -11,7 +11,11 @@ use holdfast_core::{
     ratelimit::{Algorithm, Check, Decision, Limit, Mode, Outcome, Policy, RateLimitBackend, Rule},
 };
 
-use crate::{fixture::eventually, redis_cluster::RedisCluster, server::RedisServer};
+use crate::{
+    fixture::{eventually, patient},
+    redis_cluster::RedisCluster,
+    server::RedisServer,
+};
 
 /// A store, and what keeps it alive.
 struct World {
@@ -25,14 +29,14 @@ fn memory() -> World {
 
 fn redis() -> World {
     let server = RedisServer::start(&[]);
-    let config = RedisConfig::new(&server.address()).unwrap();
+    let config = patient(RedisConfig::new(&server.address()).unwrap());
     let limits = RedisRateLimits::connect(config, "default").unwrap();
     World { limits, _servers: Box::new(server) }
 }
 
 fn cluster() -> World {
-    let cluster = RedisCluster::start(2, 0);
-    let config = RedisConfig::from_seeds(&cluster.addresses()).unwrap();
+    let cluster = RedisCluster::start(2, 0).patient();
+    let config = patient(RedisConfig::from_seeds(&cluster.addresses()).unwrap());
     let limits = RedisRateLimits::connect(config, "default").unwrap();
     World { limits, _servers: Box::new(cluster) }
 }
@@ -222,7 +226,7 @@ async fn a_permit_is_held_until_it_is_released(world: &World) {
 }
 
 async fn a_permit_that_is_not_released_ends(world: &World) {
-    let policy = mk_policy(1, &[mk_limit(Algorithm::Concurrency, 1, 1)]);
+    let policy = mk_policy(1, &[mk_limit(Algorithm::Concurrency, 1, 3)]);
     assert!(world.passes("k", &policy, 1).await && !world.passes("k", &policy, 1).await);
     eventually("the permit ends", async || world.passes("k", &policy, 1).await).await;
 }

@@ -10,7 +10,7 @@ use holdfast_backend::{
 use holdfast_core::{Address, Fence, SessionId, Substrate};
 
 use crate::{
-    fixture::{PermitsWorld, Sidecar, World},
+    fixture::{PermitsWorld, Sidecar, World, patient},
     server::RedisServer,
 };
 
@@ -29,7 +29,7 @@ impl RedisWorld {
     }
 
     async fn on(server: RedisServer) -> Self {
-        let config = RedisConfig::new(&server.address()).unwrap();
+        let config = patient(RedisConfig::new(&server.address()).unwrap());
         let admin = RedisAdmin::connect(&config).unwrap();
         admin.load_library().await.unwrap();
         let epoch = LocalEpoch::start(config, NAMESPACE, Duration::ZERO).unwrap();
@@ -46,7 +46,7 @@ impl World for RedisWorld {
 
     async fn sidecar(&self, name: &str) -> Sidecar {
         let (session, hub) = (SessionId::random(), Hub::new());
-        let config = RedisConfig::new(&self.server.address()).unwrap();
+        let config = patient(RedisConfig::new(&self.server.address()).unwrap());
         let known = self.epoch.known();
         let locks =
             RedisLocks::connect(config, NAMESPACE, session.clone(), hub.clone(), known).unwrap();
@@ -65,7 +65,7 @@ impl World for RedisWorld {
 impl PermitsWorld for RedisWorld {
     async fn pod(&self, name: &str) -> Sidecar {
         let (session, hub) = (SessionId::random(), Hub::new());
-        let config = RedisConfig::new(&self.server.address()).unwrap();
+        let config = patient(RedisConfig::new(&self.server.address()).unwrap());
         let known = self.epoch.known();
         let locks =
             RedisLocks::connect(config, NAMESPACE, session.clone(), hub.clone(), known).unwrap();

@@ -85,8 +85,9 @@ async fn waiters(pod: &Sidecar, at: &Address, config: &LockConfig, count: u32) {
 }
 
 pub async fn permits_in_use_are_never_more_than_there_are(world: &dyn PermitsWorld) {
-    // Where holds are light, fewer permits make them meet as often.
-    let (limit, together) = if world.heaviest() > 1 { (5, 4) } else { (2, 2) };
+    // Where holds are light, fewer permits make them meet as often, and they last longer than the
+    // writes of the others take.
+    let (limit, together, work_ms) = if world.heaviest() > 1 { (5, 4, 2) } else { (2, 2, 20) };
     let (at, config) = (address(world, limit).await, Arc::new(mk_class(world, limit)));
     let (in_use, most, top) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
     let mut pods = Vec::new();
@@ -101,7 +102,7 @@ pub async fn permits_in_use_are_never_more_than_there_are(world: &dyn PermitsWor
             assert!(now <= limit, "{now} permits are out");
             most.fetch_max(now, SeqCst);
             top.fetch_add(1, SeqCst);
-            sleep(Duration::from_millis(2)).await;
+            sleep(Duration::from_millis(work_ms)).await;
             in_use.fetch_sub(permits, SeqCst);
             pod.release(&at, &config, &hold).await;
             drop(held);
@@ -176,8 +177,7 @@ pub async fn permits_of_a_dead_pod_come_back(world: &dyn PermitsWorld) {
     let next = holds(world, &b, &at, &config, 2).await;
     assert!(next[0].1.fence > lost[lost.len() - 1].1.fence);
     for (lost, _held) in &lost {
-        let renewed = a.client.backend().renew(&at, &config, lost, TTL).await.unwrap();
-        assert_eq!(renewed, Renewal::Lost);
+        assert_eq!(a.renew(&at, &config, lost).await, Renewal::Lost);
         let released = a.client.backend().release(&at, &config, lost).await.unwrap();
         assert_eq!(released, Release::NotHeld, "what is lost must not free another's permits");
     }
@@ -206,8 +206,7 @@ pub async fn fewer_permits_take_nothing_away_and_more_are_granted(world: &dyn Pe
     let fewer = resized(2, 1);
     world.resize(&at, 1).await;
     for hold in [&one, &two] {
-        let renewed = a.client.backend().renew(&at, &fewer, hold, TTL).await.unwrap();
-        assert!(matches!(renewed, Renewal::Renewed { .. }));
+        assert!(matches!(a.renew(&at, &fewer, hold).await, Renewal::Renewed { .. }));
     }
     a.release(&at, &fewer, &one).await;
     // A pod that does not know of the change yet is not granted by the old class.

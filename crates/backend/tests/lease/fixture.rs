@@ -149,7 +149,7 @@ pub async fn provision(server: &ApiServer, at: &Address) {
 }
 
 /// Allows the user `sidecar` what the operator's Roles do: to get, watch and patch these Leases.
-pub fn allow(server: &ApiServer, role: &str, leases: &[String]) {
+pub async fn allow(server: &ApiServer, role: &str, leases: &[String]) {
     let metadata = json!({ "name": role, "namespace": "default" });
     let rules = json!([{ "apiGroups": ["coordination.k8s.io"], "resources": ["leases"],
                          "resourceNames": leases, "verbs": ["get", "watch", "patch"] }]);
@@ -164,6 +164,10 @@ pub fn allow(server: &ApiServer, role: &str, leases: &[String]) {
         ]
     });
     server.kubectl(&["apply", "-f", "-"], &both.to_string()).unwrap();
+    // The API server hears of its own Roles a little later.
+    let what = format!("leases.coordination.k8s.io/{}", leases[0]);
+    let args = ["auth", "can-i", "patch", &what, "-n", "default", "--as", "sidecar"];
+    eventually("the rights are given", async || server.kubectl(&args, "").is_ok()).await;
 }
 
 /// An address that nothing else uses, with its Lease.
@@ -180,9 +184,13 @@ pub async fn fresh(server: &ApiServer) -> Address {
     at
 }
 
+/// For how long a test waits for what is to come, however slow the asking is.
+const SOON: Duration = Duration::from_secs(60);
+
 /// Waits until a condition holds; the bound is generous, the poll is short.
 pub async fn eventually<F: AsyncFnMut() -> bool>(what: &str, mut condition: F) {
-    for _ in 0..1_000 {
+    let until = tokio::time::Instant::now() + SOON;
+    while tokio::time::Instant::now() < until {
         if condition().await {
             return;
         }

@@ -105,7 +105,7 @@ async fn a_deleted_lease_cannot_be_brought_back_as_held() {
 async fn get_watch_and_patch_by_name_are_all_a_sidecar_needs() {
     let server = plane();
     let (at, foreign, config) = (fresh(server).await, fresh(server).await, mk_config(TTL));
-    allow(server, "sidecar", &[lease_of(&at)]);
+    allow(server, "sidecar", &[lease_of(&at)]).await;
     let clock = Arc::new(SystemClock);
     let a = Sidecar::with(server, "a", "sidecar", server.port(), clock.clone()).await;
     let b = Sidecar::with(server, "b", "sidecar", server.port(), clock).await;

@@ -235,7 +235,7 @@ async fn requests_of_one_session_at_the_same_time_share_its_share() {
     for i in 0..8 {
         let (a, at, config) = (a.clone(), at.clone(), config.clone());
         tries.spawn(async move {
-            let wait = Duration::from_millis(1_500) * u32::from(i % 2 == 0);
+            let wait = Duration::from_secs(6) * u32::from(i % 2 == 0);
             a.acquire(&at, &config, &HoldId::random(), wait).await
         });
     }
@@ -360,7 +360,7 @@ async fn slots_that_are_gone_are_passed_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rights_by_name_are_all_that_is_needed() {
     let (at, config, server) = (mk_slots(2).await, mk_class(2, TTL), plane());
-    allow(server, "slots", &[slot(&at, 0), slot(&at, 1)]);
+    allow(server, "slots", &[slot(&at, 0), slot(&at, 1)]).await;
     let (clock, port) = (Arc::new(SystemClock), server.port());
     let a = Pod::of(Sidecar::with(server, "a", "sidecar", port, clock).await);
     eventually("the rights are given", async || a.permits.query(&at, &config).await.is_ok()).await;

@@ -31,7 +31,8 @@ async fn late_request(settles: bool) -> bool {
     let (relay, pod, at) = warm().await;
     let config = mk_config(TTL);
     let hold = HoldId::random();
-    relay.faults.hold_request_ms.store(1_500, SeqCst);
+    // Much longer than the budget: there must be time to see that it has not landed.
+    relay.faults.hold_request_ms.store(5_000, SeqCst);
     if settles {
         let got = pod.acquire(&at, &config, &hold, Duration::ZERO).await;
         assert!(matches!(got, Err(BackendError::Unavailable(_))), "not settled");

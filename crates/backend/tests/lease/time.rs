@@ -75,7 +75,8 @@ async fn a_silent_api_server_costs_a_renewal_its_budget_and_no_more() {
         let renewed = pod.locks.renew(&at, &config, &hold, ttl).await;
         assert!(matches!(renewed, Err(BackendError::Unknown(_))), "{renewed:?}");
         let took = start.elapsed();
-        assert!(took < ttl / 6 + Duration::from_millis(300), "{took:?}");
+        // Another one would take a second budget.
+        assert!(took < ttl / 3, "{took:?}");
     }
     assert!(relay.faults.fired.load(SeqCst) > 0, "the fault did not fire");
     assert!(!held.deadline.passed(SystemClock.now()), "there was time for three tries");
@@ -148,13 +149,13 @@ impl Clock for Wrong {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wrong_clocks_and_other_durations_lead_to_no_early_takeover() {
     let server = plane();
-    let (at, ttl) = (fresh(server).await, Duration::from_secs(3));
+    let (at, ttl) = (fresh(server).await, Duration::from_secs(6));
     let config = mk_config(ttl);
     let (holder, hold) = (Sidecar::new(server, "holder").await, HoldId::random());
     holder.hold(&at, &config, &hold).await;
     let mut contenders = tokio::task::JoinSet::new();
     for (wall_ms, own_ttl_ms) in
-        [(3_600_000, 1_000), (-3_600_000, 1_000), (3_600_000, 60_000), (-3_600_000, 60_000)]
+        [(3_600_000, 3_000), (-3_600_000, 3_000), (3_600_000, 60_000), (-3_600_000, 60_000)]
     {
         let clock = Arc::new(Wrong { wall_ms });
         let pod = Sidecar::with(server, "contender", "admin", server.port(), clock).await;
@@ -167,7 +168,7 @@ async fn wrong_clocks_and_other_durations_lead_to_no_early_takeover() {
             let queued = holdfast_core::lock::Acquire { enqueue: true, ..queued };
             let stands = pod.locks.acquire(&at, &queued).await.unwrap();
             assert!(!matches!(stands, Attempt::Granted(_)), "taken over at once");
-            for _ in 0..20 {
+            for _ in 0..40 {
                 tokio::time::sleep(Duration::from_millis(250)).await;
                 let tried = pod.locks.acquire(&at, &request).await.unwrap();
                 assert!(!matches!(tried, Attempt::Granted(_)), "taken over from a live holder");
@@ -176,12 +177,14 @@ async fn wrong_clocks_and_other_durations_lead_to_no_early_takeover() {
     }
     // Renewed at a third of the duration, as holders do; each renewal must find its hold.
     let renewals = async {
+        let mut last = SystemClock.now();
         for _ in 0..6 {
             tokio::time::sleep(ttl / 3).await;
+            last = SystemClock.now();
             let renewed = holder.locks.renew(&at, &config, &hold, ttl).await.unwrap();
             assert!(matches!(renewed, Renewal::Renewed { .. }), "taken over");
         }
-        SystemClock.now()
+        last
     };
     let (last, ()) = tokio::join!(renewals, async {
         while let Some(contender) = contenders.join_next().await {
@@ -191,7 +194,7 @@ async fn wrong_clocks_and_other_durations_lead_to_no_early_takeover() {
     // Now it stops to renew. One with a short duration of its own still waits for the record's.
     let clock = Arc::new(Wrong { wall_ms: 3_600_000 });
     let pod = Sidecar::with(server, "next", "admin", server.port(), clock).await;
-    let own = Arc::new(LockConfig { ttl_ms: 1_000, ..LockConfig::clone(&config) });
+    let own = Arc::new(LockConfig { ttl_ms: 3_000, ..LockConfig::clone(&config) });
     let next = HoldId::random();
     // Its own deadlines are useless with such a clock; what counts is when the store granted it.
     let request = holdfast_core::lock::Acquire { enqueue: true, ..pod.request(&own, &next) };
@@ -199,5 +202,5 @@ async fn wrong_clocks_and_other_durations_lead_to_no_early_takeover() {
     if !matches!(pod.locks.acquire(&at, &request).await.unwrap(), Attempt::Granted(_)) {
         inbox.recv().await;
     }
-    assert!(SystemClock.now().since(last) >= ttl - Duration::from_millis(50), "too early");
+    assert!(SystemClock.now().since(last) >= ttl, "too early");
 }

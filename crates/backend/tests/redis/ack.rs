@@ -19,7 +19,7 @@ use crate::{
     server::RedisServer,
 };
 
-const WAIT: Duration = Duration::from_millis(1_000);
+const WAIT: Duration = Duration::from_secs(3);
 
 /// A primary that a replica follows.
 async fn start() -> (Store, RedisServer) {
@@ -97,7 +97,7 @@ async fn a_waiter_is_not_told_of_a_grant_before_replicas_have_it() {
         second.id.clone(),
     );
     let request = second.request(&config, &HoldId::random());
-    let wait = Duration::from_secs(20);
+    let wait = Duration::from_secs(60);
     let waiting = tokio::spawn({
         let at = at.clone();
         async move { client.acquire(&at, request, wait, false).await }
@@ -138,9 +138,10 @@ async fn replicas_that_are_away_block_nothing_but_grants_and_those_for_one_time_
     };
     let (grants, slowest) = tokio::join!(grants, renewals);
     assert!(grants.iter().all(|code| *code == "backend_unavailable"), "{grants:?}");
-    // A hundred one after the other would take half a minute.
+    // A hundred one after the other would take five minutes.
     assert!(began.elapsed() < WAIT * 6, "{:?}", began.elapsed());
-    assert!(slowest < WAIT / 2, "a renewal waited for a replica: {slowest:?}");
+    // One that waits for a replica that is away takes as long as that may take.
+    assert!(slowest < WAIT, "a renewal waited for a replica: {slowest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

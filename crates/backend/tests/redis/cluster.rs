@@ -18,9 +18,15 @@ use holdfast_core::{
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
-    fixture::{NAMESPACE, Session, TTL, command_as, eventually, mk_address, mk_config},
+    fixture::{
+        NAMESPACE, PATIENCE, Session, TTL, command_as, eventually, mk_address, mk_config,
+        mk_redis_at, pushed,
+    },
     redis_cluster::{RedisCluster, open_epoch},
 };
+
+/// For so long who is hurried waits out what a cluster says while it changes, or says nothing.
+const HURRY: Duration = Duration::from_secs(2);
 
 struct Bed {
     cluster: RedisCluster,
@@ -29,7 +35,9 @@ struct Bed {
 
 impl Bed {
     async fn start(primaries: usize, replicas: usize) -> Self {
-        Self::on(RedisCluster::start(primaries, replicas)).await
+        let cluster = RedisCluster::start(primaries, replicas);
+        // Who has no replica is not replaced.
+        Self::on(if replicas == 0 { cluster.patient() } else { cluster }).await
     }
 
     async fn on(cluster: RedisCluster) -> Self {
@@ -47,7 +55,15 @@ impl Bed {
 
     /// Only one server is named: the others are learnt from it.
     fn config(&self) -> RedisConfig {
-        RedisConfig::from_seeds(&self.cluster.addresses()[..1]).unwrap()
+        let mut config = RedisConfig::from_seeds(&self.cluster.addresses()[..1]).unwrap();
+        config.response_timeout = PATIENCE;
+        config
+    }
+
+    fn hurried(&self) -> RedisConfig {
+        let mut config = self.config();
+        config.response_timeout = HURRY;
+        config
     }
 
     fn session(&self) -> Session {
@@ -82,7 +98,7 @@ async fn locks_live_on_every_shard_and_are_listed_and_purged_on_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_of_valkey_is_the_same() {
-    let bed = Bed::on(RedisCluster::valkey(3, 0)).await;
+    let bed = Bed::on(RedisCluster::valkey(3, 0).patient()).await;
     live_on_every_shard(&bed).await;
     let (session, config, at) = (bed.session(), mk_config(), bed.key_on(0));
     let hold = HoldId::random();
@@ -111,7 +127,7 @@ async fn live_on_every_shard(bed: &Bed) {
         assert!(matches!(renewed, Ok(Renewal::Renewed { .. })));
         assert_eq!(session.locks.release(&at, &config, &first).await, Ok(Release::Released));
         // Whichever server it was released on, the one that listens hears of it.
-        let Push::Granted { grant, .. } = inbox.recv().await else { panic!("lost") };
+        let Push::Granted { grant, .. } = pushed(&mut inbox).await else { panic!("lost") };
         assert!(grant.fence > granted.fence);
         top = top.max(grant.fence.sequence());
     }
@@ -186,12 +202,13 @@ async fn a_slot_that_moves_takes_its_locks_along_and_nothing_is_done_in_part_mea
     let mut inbox = other.hub.register(&waiting);
     other.try_acquire(&at, &config, &waiting).await.unwrap();
 
+    let hurried = bed.session_as(bed.hurried());
     let from = bed.cluster.begin_move(slot(&at), 1);
     for moved in 0..3 {
         let asked = Instant::now();
-        let refused = session.locks.release(&at, &config, &hold).await;
+        let refused = hurried.locks.release(&at, &config, &hold).await;
         assert!(matches!(refused, Err(BackendError::Unavailable(_))), "{moved} moved: {refused:?}");
-        assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+        assert!(asked.elapsed() < HURRY * 3, "{:?}", asked.elapsed());
         assert_eq!(bed.cluster.move_names(slot(&at), from, 1, 1), 1);
     }
     let early = tokio::time::timeout(Duration::from_millis(50), inbox.recv()).await;
@@ -201,7 +218,7 @@ async fn a_slot_that_moves_takes_its_locks_along_and_nothing_is_done_in_part_mea
 
     assert_eq!(session.grant(&at, &config, &hold).await.fence, granted.fence);
     assert_eq!(session.locks.release(&at, &config, &hold).await, Ok(Release::Released));
-    let Push::Granted { grant, .. } = inbox.recv().await else { panic!("lost") };
+    let Push::Granted { grant, .. } = pushed(&mut inbox).await else { panic!("lost") };
     assert!(grant.fence > granted.fence);
 }
 
@@ -233,7 +250,8 @@ fn mk_policy(limit: u64) -> Arc<Policy> {
         name: "l".into(),
         algorithm: Algorithm::FixedWindow,
         limit,
-        window_seconds: 3_600,
+        // A month: so seldom does one end while a test runs.
+        window_seconds: 2_678_400,
         burst: 0,
     };
     Arc::new(Policy::new(1, vec![Rule::new(&limit)]))
@@ -242,7 +260,7 @@ fn mk_policy(limit: u64) -> Arc<Policy> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_an_answer_is_never_sent_again() {
     let bed = Bed::start(2, 0).await;
-    let limits = RedisRateLimits::connect(bed.config(), NAMESPACE).unwrap();
+    let limits = RedisRateLimits::connect(bed.hurried(), NAMESPACE).unwrap();
     let (at, policy) = (Address { kind: Kind::RateLimit, ..mk_address("a") }, mk_policy(10));
     let check = Check { cost: 1, mode: Mode::Enforce, max_wait_us: 0, permit: 0, least: 1 };
     limits.check(&at, &policy, &check).await.unwrap();
@@ -273,8 +291,7 @@ async fn a_marker_whose_slot_has_moved_away_leaves_another_one() {
         .tags
         .clone();
     assert_eq!(tags.len(), 2);
-    let admin =
-        RedisAdmin::connect(&RedisConfig::new(&bed.cluster.servers[0].address()).unwrap()).unwrap();
+    let admin = RedisAdmin::connect(&mk_redis_at(&bed.cluster.servers[0].address())).unwrap();
     bed.cluster.move_slot(slot_of(&marker_at(NAMESPACE, &tags[0])), 1);
     let places = admin.markers(NAMESPACE, &tags).await.unwrap();
     assert_eq!(places, [Marker::Elsewhere, Marker::Found(1)]);
@@ -287,9 +304,15 @@ async fn a_marker_whose_slot_has_moved_away_leaves_another_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_closes_one_shard_until_its_epoch_and_no_fence_goes_back() {
     let mut bed = Bed::start(3, 1).await;
+    // A stall of the machine replaces nobody.
+    for server in &bed.cluster.servers {
+        server.command("CONFIG SET cluster-node-timeout 3000");
+    }
     let (session, config) = (bed.session(), mk_config());
+    let hurried = bed.session_as(bed.hurried());
     let (lost, kept) = (bed.key_on(0), bed.key_on(1));
-    let before = session.fence(&lost, &config).await;
+    // It learns of the other servers, too.
+    let before = hurried.fence(&lost, &config).await;
     let hold = HoldId::random();
     session.grant(&kept, &config, &hold).await;
     let number = bed.epoch.borrow().as_ref().unwrap().number;
@@ -299,7 +322,7 @@ async fn a_failover_closes_one_shard_until_its_epoch_and_no_fence_goes_back() {
     eventually("the replica is in its place, and refuses", async || {
         session.locks.renew(&kept, &config, &hold, TTL).await.expect("the other shard serves");
         grants += 1;
-        match session.try_acquire(&lost, &config, &HoldId::random()).await {
+        match hurried.try_acquire(&lost, &config, &HoldId::random()).await {
             Err(BackendError::Epoch) => Some(()),
             Err(BackendError::Unavailable(_) | BackendError::Unknown(_)) => None,
             other => panic!("{other:?}"),
@@ -307,12 +330,18 @@ async fn a_failover_closes_one_shard_until_its_epoch_and_no_fence_goes_back() {
     })
     .await;
     let promoted = bed.cluster.id(3);
+    eventually("the one that is asked knows of it", async || {
+        let nodes = bed.cluster.servers[1].ask("CLUSTER NODES");
+        let line = nodes.lines().find(|line| line.starts_with(&promoted))?;
+        line.contains("connected 0-").then_some(())
+    })
+    .await;
     bed.open(1, number + 1, std::slice::from_ref(&promoted)).await;
-    let refused = session.try_acquire(&lost, &config, &HoldId::random()).await;
+    let refused = hurried.try_acquire(&lost, &config, &HoldId::random()).await;
     assert_eq!(refused, Err(BackendError::Epoch));
     session.locks.renew(&kept, &config, &hold, TTL).await.unwrap();
     bed.open(1, number + 1, &[]).await;
-    let after = session.fence(&lost, &config).await;
+    let after = hurried.fence(&lost, &config).await;
     assert!(after > before && grants > 0, "{after} after {before}");
     // Pushes come from another server by now.
     assert!(session.locks.subscribed(Duration::from_secs(20)).await);
@@ -323,7 +352,7 @@ async fn a_tenant_reaches_its_objects_on_all_servers_and_nobody_elses() {
     let bed = Bed::start(2, 0).await;
     let password = "pass-1".to_owned();
     for server in &bed.cluster.servers {
-        let admin = RedisAdmin::connect(&RedisConfig::new(&server.address()).unwrap()).unwrap();
+        let admin = RedisAdmin::connect(&mk_redis_at(&server.address())).unwrap();
         admin.ensure_user(NAMESPACE, "tenant", std::slice::from_ref(&password)).await.unwrap();
     }
     let credentials = Credentials { username: Some("tenant".into()), password: Some(password) };

@@ -23,7 +23,7 @@ use proptest::{
 };
 
 use crate::{
-    fixture::{NAMESPACE, Store, mk_address, mk_redis},
+    fixture::{NAMESPACE, Store, connect, mk_address, mk_redis},
     model::{
         History, Op, Outcome, STEPS, histories, hold_id, mk_fence, mk_request, mk_ticket,
         model_step, model_view, passed_as, raise_to, session_id,
@@ -57,17 +57,13 @@ struct Subject {
 impl Subject {
     async fn start(args: &[&str], scripts: &'static Scripts) -> Self {
         let store = Store::start(args).await;
-        let mut redis = mk_redis(&store.server);
-        // A busy machine may be slow to answer; that is no difference.
-        redis.response_timeout = Duration::from_secs(20);
-        let client = Arc::new(Client::with_scripts(redis, scripts));
+        let client = Arc::new(Client::with_scripts(mk_redis(&store.server), scripts));
         let (session, epoch) = (SessionId::random(), store.epoch.subscribe());
         let locks = RedisLocks::with_client(client, NAMESPACE, session, Hub::new(), epoch).unwrap();
         let url = format!("redis://{}/", store.server.address());
-        let client = redis::Client::open(url).unwrap();
-        let mut messages = client.get_async_pubsub().await.unwrap();
+        let client = connect(&url).await.unwrap();
+        let mut messages = redis::Client::open(url).unwrap().get_async_pubsub().await.unwrap();
         messages.psubscribe("*").await.unwrap();
-        let client = client.get_multiplexed_async_connection().await.unwrap();
         Subject { store, locks, messages, client, seen: BTreeMap::new() }
     }
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_backend::redis::{Credentials, RedisConfig, client::Client, scripts::Transition};
+use holdfast_backend::redis::{Credentials, client::Client, scripts::Transition};
 use holdfast_core::{
     BackendError, HoldId,
     lock::{Attempt, LockBackend, LockConfig},
@@ -17,7 +17,10 @@ use tokio::{
 };
 
 use crate::{
-    fixture::{Session, Store, TTL, command_as, eventually, mk_address, mk_config, mk_redis},
+    fixture::{
+        PATIENCE, Session, Store, TTL, command_as, eventually, mk_address, mk_config, mk_redis,
+        mk_redis_at,
+    },
     runs::SURE,
 };
 
@@ -56,13 +59,18 @@ impl FakeServer {
         *self.acts.lock().unwrap() = acts.collect();
     }
 
-    /// A client that logs in, with time-outs short enough to wait for.
+    /// A client that logs in. Where the server does not answer it waits as long as a test can, and
+    /// else as long as it takes.
     fn client(&self) -> Client {
         let credentials = Credentials { username: Some("ann".into()), password: Some("x".into()) };
         let source = Arc::new(move || Ok(credentials.clone()));
-        let mut config = RedisConfig::new(&self.address).unwrap().with_credentials(source);
-        config.response_timeout = Duration::from_millis(100);
-        config.connect_timeout = Duration::from_millis(300);
+        let acts = self.acts.lock().unwrap();
+        let patience = |verb: &str| match acts.get(verb) {
+            Some(Act::Hang) => Duration::from_secs(2),
+            _ => PATIENCE,
+        };
+        let mut config = mk_redis_at(&self.address).with_credentials(source);
+        (config.response_timeout, config.connect_timeout) = (patience("FCALL"), patience("AUTH"));
         Client::new(config)
     }
 }
@@ -175,8 +183,8 @@ async fn silence_and_noise_leave_the_outcome_unknown_but_only_once_sent() {
 #[tokio::test]
 async fn a_silent_connection_is_given_up_after_three_requests() {
     let server = FakeServer::start().await;
-    let client = server.client();
     server.act(&[("FCALL", Act::Hang)]);
+    let client = server.client();
     for _ in 0..3 {
         assert_eq!(call(&client).await.code(), "outcome_unknown");
     }
@@ -279,7 +287,7 @@ async fn a_store_that_is_down_is_unavailable_and_comes_back_by_itself() {
         assert_eq!(code(&session).await, "backend_unavailable");
     }
     // They do not queue up behind attempts to connect.
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
     store.server.restart();
     store.open(2).await;
     eventually("a reply", async || attempt(&session).await.ok()).await;
@@ -293,7 +301,7 @@ async fn a_request_that_a_slow_store_carries_out_late_leaves_no_ghost() {
     let mut config = mk_redis(&store.server);
     config.response_timeout = Duration::from_millis(30);
     let (session, other) = (store.session_as(config), store.session());
-    attempt(&session).await.unwrap();
+    eventually("it is connected", async || attempt(&session).await.ok()).await;
     let mut late = 0;
     for n in 0..30 {
         let (at, hold) = (mk_address(&format!("slow/{n}")), HoldId::random());

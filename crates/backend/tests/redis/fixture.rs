@@ -3,19 +3,23 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_backend::{
-    hub::Hub,
+    hub::{Hub, Inbox},
     redis::{KnownEpoch, RedisAdmin, RedisConfig, RedisLocks},
 };
 use holdfast_core::{
     Address, BackendError, ClassName, Fence, HoldId, Holder, Key, Kind, SessionId,
-    lock::{Acquire, Attempt, Consistency, Fairness, Grant, Keys, LockBackend, LockConfig},
+    lock::{Acquire, Attempt, Consistency, Fairness, Grant, Keys, LockBackend, LockConfig, Push},
 };
-use tokio::sync::watch;
+use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
+use tokio::{sync::watch, time::timeout};
 
 use crate::server::RedisServer;
 
 pub const NAMESPACE: &str = "shop";
 pub const TTL: Duration = Duration::from_secs(30);
+/// A busy machine may be slow to answer; that is no difference. Whoever wants silence to be noticed
+/// says how soon.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server with an open epoch.
 pub struct Store {
@@ -75,8 +79,21 @@ pub async fn command_as<T: redis::FromRedisValue>(
     url: &str,
     words: &[&str],
 ) -> redis::RedisResult<T> {
-    let mut connection = redis::Client::open(url)?.get_multiplexed_async_connection().await?;
+    let mut connection = connect(url).await?;
     redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await
+}
+
+/// A patient connection: by itself the `redis` crate gives an answer half a second.
+pub async fn connect(url: &str) -> redis::RedisResult<MultiplexedConnection> {
+    let settings = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(PATIENCE));
+    redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&settings).await
+}
+
+/// The next push to a hold: one that is lost must not keep a test for ever.
+pub async fn pushed(inbox: &mut Inbox) -> Push {
+    timeout(TTL, inbox.recv()).await.expect("nothing was pushed")
 }
 
 impl Session {
@@ -119,7 +136,13 @@ impl Session {
 }
 
 pub fn mk_redis(server: &RedisServer) -> RedisConfig {
-    RedisConfig::new(&server.address()).unwrap()
+    mk_redis_at(&server.address())
+}
+
+pub fn mk_redis_at(address: &str) -> RedisConfig {
+    let mut config = RedisConfig::new(address).unwrap();
+    (config.response_timeout, config.connect_timeout) = (PATIENCE, PATIENCE);
+    config
 }
 
 pub fn mk_config() -> Arc<LockConfig> {
@@ -152,9 +175,13 @@ pub fn mk_address_in(namespace: &str, key: &str) -> Address {
     }
 }
 
+/// For how long a test waits for what is to come, however slow the asking is.
+const SOON: Duration = Duration::from_secs(60);
+
 /// Waits until something is there; the bound is generous, the poll is short.
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    for _ in 0..1_000 {
+    let until = tokio::time::Instant::now() + SOON;
+    while tokio::time::Instant::now() < until {
         if let Some(found) = ask().await {
             return found;
         }

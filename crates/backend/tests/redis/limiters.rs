@@ -10,7 +10,7 @@ use std::{
 
 use holdfast_backend::{
     limiter::{Limiter, Plan},
-    redis::RedisRateLimits,
+    redis::{RedisConfig, RedisRateLimits},
 };
 use holdfast_core::{
     Address, ClassName, Key, Kind, SystemClock,
@@ -23,7 +23,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    fixture::{NAMESPACE, command_as, eventually, mk_redis},
+    fixture::{NAMESPACE, command_as, connect, eventually, mk_redis},
     server::RedisServer,
 };
 
@@ -52,7 +52,11 @@ pub fn mk_check(cost: u64) -> Check {
 
 /// One sidecar's process.
 pub fn sidecar(server: &RedisServer) -> Arc<Limiter> {
-    let limits = RedisRateLimits::connect(mk_redis(server), NAMESPACE).unwrap();
+    sidecar_as(mk_redis(server))
+}
+
+fn sidecar_as(config: RedisConfig) -> Arc<Limiter> {
+    let limits = RedisRateLimits::connect(config, NAMESPACE).unwrap();
     Limiter::new(limits, Arc::new(SystemClock))
 }
 
@@ -68,11 +72,22 @@ pub async fn calls(server: &RedisServer) -> u64 {
     line.split(['=', ',']).nth(1).unwrap().parse().unwrap()
 }
 
-/// Four sidecars, each of which is killed (forgets all, puts nothing back) or stopped and started
-/// again now and then, ask one key: by turns a little, so that tokens stay in hand while the bucket
-/// fills, and as fast as they can.
+/// More than once if it must be: on a machine that stands still in the wrong moment every token
+/// goes stale in hand.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leased_sidecars_that_are_killed_keep_the_bound() {
+    for _ in 0..3 {
+        if run_leased().await > 0.0 {
+            return;
+        }
+    }
+    panic!("nothing was ever in hand when it mattered: this shows nothing");
+}
+
+/// Four sidecars, each of which is killed (forgets all, puts nothing back) or stopped and started
+/// again now and then, ask one key: by turns a little, so that tokens stay in hand while the bucket
+/// fills, and as fast as they can. The most that was admitted above what is exact.
+async fn run_leased() -> f64 {
     const SIDECARS: u64 = 4;
     let server = RedisServer::start(&[]);
     let config = RateLimitConfig {
@@ -87,15 +102,18 @@ async fn leased_sidecars_that_are_killed_keep_the_bound() {
         let (plan, kills, mut limiter) = (plan.clone(), kills.clone(), sidecar(&server));
         let restart = {
             let config = mk_redis(&server);
-            move || {
-                let limits = RedisRateLimits::connect(config.clone(), NAMESPACE).unwrap();
-                Limiter::new(limits, Arc::new(SystemClock))
-            }
+            move || sidecar_as(config.clone())
         };
         tokio::spawn(async move {
             let (mut rng, mut admitted) = (StdRng::seed_from_u64(n), Vec::new());
             let (mut phase, mut in_phase) = (0, 0);
-            while began.elapsed() < Duration::from_secs(6) {
+            let is_enough = || match began.elapsed().as_secs() {
+                0..6 => false,
+                // On a slow machine there are fewer.
+                6..60 => kills.load(Relaxed) >= 10,
+                _ => true,
+            };
+            while !is_enough() {
                 let now = began.elapsed().as_millis() / 700;
                 if now > phase {
                     (phase, in_phase) = (now, 0);
@@ -145,7 +163,7 @@ async fn leased_sidecars_that_are_killed_keep_the_bound() {
     }
     println!("{} admitted, {kills} restarts, at most {most:.0} over of {bound}", admitted.len());
     assert!(admitted.len() > 200, "only {} were admitted", admitted.len());
-    assert!(most > 0.0, "nothing was ever in hand when it mattered: this shows nothing");
+    most
 }
 
 #[tokio::test]
@@ -201,6 +219,7 @@ async fn a_share_is_enforced_while_the_store_is_away_and_given_up_when_it_is_bac
     let (plan, limiter) = (Plan::new(&config), sidecar(&server));
     let ask = async || limiter.check(&mk_address("k"), &plan, &mk_check(1)).await.unwrap();
     assert!(!ask().await.1);
+    let away = Instant::now();
     server.kill();
     let mut passed = 0;
     for _ in 0..60 {
@@ -213,14 +232,13 @@ async fn a_share_is_enforced_while_the_store_is_away_and_given_up_when_it_is_bac
     let large = limiter.check(&mk_address("k"), &plan, &mk_check(11)).await.unwrap_err();
     assert!(large.is_retryable() && large.to_string().contains("share"), "{large}");
     server.restart();
-    let back = Instant::now();
     eventually("the store is asked again", async || (!ask().await.1).then_some(())).await;
     eventually("it is believed again", async || {
         ask().await;
         (!limiter.is_away()).then_some(())
     })
     .await;
-    assert!(back.elapsed() >= CALM / 2, "believed after {:?}", back.elapsed());
+    assert!(away.elapsed() >= CALM, "believed after {:?}", away.elapsed());
     // It kept nothing, so its count begins anew: the whole limit, not the share.
     let left = ask().await.0.verdicts()[0].remaining;
     assert!((10..50).contains(&left), "{left}");
@@ -233,7 +251,9 @@ async fn one_slow_call_decides_only_itself() {
         on_backend_failure: OnBackendFailure::Local { share_percent: 20 },
         ..mk_config(Algorithm::FixedWindow, 50, 2_678_400)
     };
-    let (plan, limiter) = (Plan::new(&config), sidecar(&server));
+    let mut redis = mk_redis(&server);
+    redis.response_timeout = Duration::from_secs(3);
+    let (plan, limiter) = (Plan::new(&config), sidecar_as(redis));
     let ask = async || limiter.check(&mk_address("k"), &plan, &mk_check(1)).await.unwrap();
     assert!(!ask().await.1);
     server.pause(true);
@@ -275,8 +295,7 @@ async fn ten_thousand_keys_are_small_and_end_with_their_window() {
     let server = RedisServer::start(&[]);
     let limiter = sidecar(&server);
     let url = format!("redis://{}/", server.address());
-    let client = redis::Client::open(url).unwrap();
-    let mut direct = client.get_multiplexed_async_connection().await.unwrap();
+    let mut direct = connect(&url).await.unwrap();
     for algorithm in [Algorithm::TokenBucket, Algorithm::FixedWindow, Algorithm::SlidingWindow] {
         let plan = Plan::new(&mk_config(algorithm, 100, 3_600));
         redis::cmd("FLUSHALL").exec_async(&mut direct).await.unwrap();

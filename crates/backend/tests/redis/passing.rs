@@ -116,8 +116,8 @@ fn after(fence: Fence, steps: u64) -> Fence {
     Fence::new(fence.get() + steps)
 }
 
-/// How long the store carries out nothing.
-const PAUSE: Duration = Duration::from_millis(800);
+/// How long the store carries out nothing: less than a session here waits for an answer.
+const PAUSE: Duration = Duration::from_secs(3);
 
 async fn pause(store: &Store) -> Instant {
     let ms = PAUSE.as_millis().to_string();
@@ -163,7 +163,7 @@ async fn an_heir_trusts_its_hold_no_longer_than_the_store_would_keep_it() {
     let store = Store::start(&[]).await;
     let (pod, at, config) = (Pod::new(&store).await, mk_address("short"), mk_config());
     let (hold, lock) = pod.hold(&at, &config).await;
-    let short = Duration::from_secs(2);
+    let short = TTL / 3;
     let heir = HoldId::random();
     let request = Acquire { ttl: short, ..pod.session.request(&config, &heir) };
     let asking = pod.send(&at, request, 1).await;
@@ -400,6 +400,6 @@ async fn an_heir_that_ended_before_the_store_knew_keeps_nothing() {
     let released = pod.release(&at, &config, (&hold, &lock));
     let ((_, passed_to), ()) = tokio::join!(released, async { drop(held(asking).await) });
     assert_eq!(passed_to, Some(heir));
-    let (_, next) = timeout(TTL / 10, other.hold(&at, &config)).await.expect("a ghost holds it");
+    let (_, next) = timeout(TTL / 3, other.hold(&at, &config)).await.expect("a ghost holds it");
     assert!(next.fence > after(lock.fence, 1));
 }

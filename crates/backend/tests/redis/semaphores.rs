@@ -33,7 +33,7 @@ use proptest::{
 
 use crate::{
     differential::{BROKEN_SCRIPTS, SCRIPTS},
-    fixture::{NAMESPACE, Store, mk_address, mk_config, mk_redis},
+    fixture::{NAMESPACE, Store, connect, mk_address, mk_config, mk_redis},
     model::{hold_id, mk_attempt, mk_fence, mk_grant, mk_holder, mk_request, session_id},
 };
 
@@ -320,10 +320,9 @@ impl Subject {
             RedisLocks::with_client(Arc::new(client), NAMESPACE, session, Hub::new(), epoch)
                 .unwrap();
         let url = format!("redis://{}/", store.server.address());
-        let client = redis::Client::open(url).unwrap();
-        let mut messages = client.get_async_pubsub().await.unwrap();
+        let client = connect(&url).await.unwrap();
+        let mut messages = redis::Client::open(url).unwrap().get_async_pubsub().await.unwrap();
         messages.psubscribe("*").await.unwrap();
-        let client = client.get_multiplexed_async_connection().await.unwrap();
         let semaphores = RedisSemaphores::beside(locks);
         Subject { store, semaphores, messages, client, seen: BTreeMap::new() }
     }

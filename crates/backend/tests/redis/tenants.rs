@@ -15,7 +15,7 @@ use holdfast_core::{
 use crate::{
     fixture::{
         NAMESPACE, Session, Store, TTL, command_as, eventually, mk_address, mk_address_in,
-        mk_config, mk_redis,
+        mk_config, mk_redis, pushed,
     },
     server::RedisServer,
 };
@@ -63,10 +63,10 @@ async fn works(store: &Store) {
     assert_eq!(one.locks.query(&at, &config).await.unwrap().waiters, 2);
     one.locks.renew(&at, &config, &first, TTL).await.unwrap();
     one.locks.release(&at, &config, &first).await.unwrap();
-    assert!(matches!(inbox.recv().await, Push::Granted { .. }));
+    assert!(matches!(pushed(&mut inbox).await, Push::Granted { .. }));
     two.locks.cancel(&at, &config, &third).await.unwrap();
     one.locks.force_release(&at, &config).await.unwrap().unwrap();
-    assert_eq!(inbox.recv().await, Push::Lost);
+    assert_eq!(pushed(&mut inbox).await, Push::Lost);
     assert_eq!(two.locks.renew(&at, &config, &second, TTL).await, Ok(Renewal::Lost));
     limits_work(store).await;
 }

@@ -2,7 +2,6 @@
 
 use std::{net::TcpListener, time::Duration};
 
-use holdfast_backend::redis::RedisConfig;
 use holdfast_core::{
     BackendError, HoldId,
     lock::{Attempt, LockBackend, Push},
@@ -10,7 +9,7 @@ use holdfast_core::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 
-use crate::fixture::{Store, mk_address, mk_config};
+use crate::fixture::{Store, mk_address, mk_config, mk_redis_at, pushed};
 
 /// A server whose certificate is for 127.0.0.1 only.
 struct TlsStore {
@@ -50,7 +49,7 @@ async fn start() -> TlsStore {
 #[tokio::test]
 async fn a_store_is_trusted_by_its_ca_and_by_its_name() {
     let TlsStore { store, port, ca_pem, _files } = start().await;
-    let at_host = |host: &str| RedisConfig::new(&format!("{host}:{port}")).unwrap();
+    let at_host = |host: &str| mk_redis_at(&format!("{host}:{port}"));
     let trusting = at_host("127.0.0.1").with_tls(Some(ca_pem.clone()));
     let session = store.session_as(trusting);
     assert!(session.locks.subscribed(Duration::from_secs(5)).await);
@@ -61,7 +60,7 @@ async fn a_store_is_trusted_by_its_ca_and_by_its_name() {
     let queued = session.try_acquire(&at, &config, &second).await;
     assert_eq!(queued, Ok(Attempt::Queued { position: 1 }));
     session.locks.release(&at, &config, &first).await.unwrap();
-    assert!(matches!(inbox.recv().await, Push::Granted { .. }));
+    assert!(matches!(pushed(&mut inbox).await, Push::Granted { .. }));
 
     let refused = [
         ("another CA", at_host("127.0.0.1").with_tls(None)),

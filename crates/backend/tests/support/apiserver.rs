@@ -7,7 +7,7 @@
 
 use std::{
     net::TcpListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::OnceLock,
     time::Duration,
@@ -41,7 +41,7 @@ serve() {
     --service-account-key-file=sa.pub --service-account-signing-key-file=sa.key \
     --token-auth-file=tokens.csv --authorization-mode=RBAC \
     --audit-policy-file=audit.yaml --audit-log-path=audit.log \
-    --service-cluster-ip-range=10.96.0.0/16 >apiserver.log 2>&1 &
+    --service-cluster-ip-range=10.96.0.0/16 >>apiserver.log 2>&1 &
 echo "$!" >apiserver.pid
 wait "$!"
 }
@@ -73,6 +73,12 @@ impl ApiServer {
 
     /// Starts one and waits until it is ready.
     pub fn start() -> Self {
+        // Another process may take a port between our look and the servers' bind: try again.
+        let server = (0..5).find_map(|_| Self::try_start());
+        server.expect("an API server whose ports are its own")
+    }
+
+    fn try_start() -> Option<Self> {
         let cluster_box = cluster_box();
         let dir = tempfile::Builder::new().prefix("holdfast-apiserver").tempdir().unwrap().keep();
         let openssl = |args: &str| {
@@ -83,7 +89,8 @@ impl ApiServer {
         openssl("genrsa -out sa.key 2048");
         openssl("rsa -in sa.key -pubout -out sa.pub");
         std::fs::write(dir.join("audit.yaml"), AUDIT).unwrap();
-        let tokens = "admin-token,admin,admin,system:masters\nsidecar-token,sidecar,sidecar\n";
+        let [admin, sidecar] = ["admin", "sidecar"].map(|user| token(&dir, user));
+        let tokens = format!("{admin},admin,admin,system:masters\n{sidecar},sidecar,sidecar\n");
         std::fs::write(dir.join("tokens.csv"), tokens).unwrap();
         let free = || TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, etcd, peer) = (free(), free(), free());
@@ -98,11 +105,21 @@ impl ApiServer {
             .unwrap();
         let server = ApiServer { dir, port: port.parse().unwrap(), keeper };
         std::fs::write(server.kubeconfig(), server.kubeconfig_for("admin", server.port)).unwrap();
-        server.wait_until_ready();
+        server.wait("the API server to be ready", || server.lost_a_port() || server.is_ready());
+        if server.lost_a_port() {
+            return None;
+        }
         server.wait("the default namespace", || {
             server.kubectl(&["get", "namespace", "default"], "").is_ok()
         });
-        server
+        Some(server)
+    }
+
+    /// Whether another process has taken one of its ports.
+    fn lost_a_port(&self) -> bool {
+        let log = |name| std::fs::read_to_string(self.dir.join(name)).unwrap_or_default();
+        let all = ["etcd.log", "apiserver.log"].map(log);
+        all.iter().any(|log| log.contains("address already in use"))
     }
 
     /// Applies the chart's admission policy as it is, and waits until it is in force.
@@ -207,13 +224,11 @@ impl ApiServer {
         let old = pid();
         assert!(Command::new("kill").args(["-9", old.trim()]).status().unwrap().success());
         self.wait("another API server", || pid() != old);
-        self.wait_until_ready();
+        self.wait("the API server to be ready", || self.is_ready());
     }
 
-    fn wait_until_ready(&self) {
-        self.wait("the API server to be ready", || {
-            self.kubectl(&["get", "--raw", "/readyz"], "").is_ok()
-        });
+    fn is_ready(&self) -> bool {
+        self.kubectl(&["get", "--raw", "/readyz"], "").is_ok()
     }
 
     fn kubeconfig_for(&self, user: &str, port: u16) -> String {
@@ -222,8 +237,9 @@ impl ApiServer {
             "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
              clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}', \
              insecure-skip-tls-verify: true}}}}]\n\
-             users: [{{name: u, user: {{token: {user}-token}}}}]\n\
-             contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n"
+             users: [{{name: u, user: {{token: {}}}}}]\n\
+             contexts: [{{name: x, context: {{cluster: c, user: u}}}}]\n",
+            token(&self.dir, user)
         )
     }
 
@@ -245,6 +261,12 @@ impl Drop for ApiServer {
         drop(self.keeper.stdin.take());
         drop(self.keeper.wait());
     }
+}
+
+/// What a user is known by, to this server alone: another one, on a port that was to be ours, must
+/// not be taken for it.
+fn token(dir: &Path, user: &str) -> String {
+    format!("{user}-{}", dir.file_name().unwrap().to_string_lossy())
 }
 
 /// The repository: suites of several crates share this file.

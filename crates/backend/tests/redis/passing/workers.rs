@@ -11,17 +11,14 @@ use holdfast_core::{Fence, HoldId};
 use rand::random_range;
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{Pod, after};
-use crate::fixture::{Store, mk_address, mk_config};
+use crate::fixture::{Store, TTL, eventually, mk_address, mk_config};
 
 /// Who had the lock, in the order of time.
 type Terms = Arc<Mutex<Vec<(Instant, Instant, Fence, usize)>>>;
-
-/// A hold that nobody has keeps everybody out for its time to live, which is much longer.
-const LONG: Duration = Duration::from_secs(1);
 
 /// Workers of three pods contend on connections that break: never two at once, and fences in order.
 #[tokio::test]
@@ -72,16 +69,26 @@ async fn workers_of_several_pods_never_hold_at_once() {
         () = working => {}
         () = cutting => unreachable!(),
     }
+    // A hold that nobody has keeps everybody out for half of its time to live at the least:
+    // whenever it was left behind, it is still there.
+    let fresh = Pod::new(&store).await;
+    let last = eventually("it is granted", async || {
+        let request = fresh.session.request(&config, &HoldId::random());
+        match fresh.client.acquire(&at, request, TTL, false).await {
+            Ok(Acquisition::Held(held)) => Some(held.fence),
+            // The last cut may have been late.
+            _ => None,
+        }
+    });
+    let last = timeout(TTL / 3, last).await.expect("nobody has it, and nobody gets it");
     let mut terms = std::mem::take(&mut *terms.lock().unwrap());
     terms.sort();
-    let last = terms.last().unwrap();
-    assert!(until.saturating_duration_since(last.1) < LONG, "after {} nobody had it", last.2);
+    assert!(terms.iter().all(|(_, _, fence, _)| last > *fence), "{last} was granted last");
     let mut passed = BTreeMap::<usize, u32>::new();
     for pair in terms.windows(2) {
         let [(_, end, fence, pod), (begun, _, next, other)] = pair else { unreachable!() };
         assert!(begun >= end, "two at once: fences {fence} and {next}");
         assert!(next > fence, "fences {fence} and then {next}");
-        assert!(*begun - *end < LONG, "after {fence} nobody had it for {:?}", *begun - *end);
         if *next == after(*fence, 1) {
             assert_eq!(pod, other, "passed on to another pod");
             *passed.entry(*pod).or_default() += 1;
