@@ -58,19 +58,27 @@ const BACKEND_LOST: &str = "BackendLost";
 pub const CANARY: &str = "_operator";
 
 /// The longest time to live of each Backend's classes, now or lately: a hold that was granted before
-/// a class was changed or deleted still counts by what the class said then.
+/// a class was changed or deleted still counts by what the class said then. It is in the status, too,
+/// for an operator that takes over.
 #[derive(Default)]
 pub struct Longest(Mutex<HashMap<String, (Duration, Instant)>>);
 
 impl Longest {
-    /// Notes what is the longest now, and returns what must be waited for.
-    fn note(&self, backend: &str, now_longest: Duration) -> Duration {
+    /// Notes what is the longest now, and returns what must be waited for. `before` is what an earlier
+    /// operator wrote: for how long it has been over nobody knows.
+    fn note(&self, backend: &str, now_longest: Duration, before: Duration) -> Duration {
         let mut all = lock(&self.0);
-        let known = all.entry(backend.to_owned()).or_insert((now_longest, Instant::now()));
+        let fresh = || (now_longest.max(before), Instant::now());
+        let known = all.entry(backend.to_owned()).or_insert_with(fresh);
         if now_longest >= known.0 || known.1.elapsed() > known.0 {
             *known = (now_longest, Instant::now());
         }
         known.0
+    }
+
+    /// Forgets a Backend that is gone.
+    fn forget(&self, backend: &str) {
+        lock(&self.0).remove(backend);
     }
 }
 
@@ -87,8 +95,10 @@ pub async fn reconcile(backend: Arc<Backend>, ctx: Arc<Context>) -> Result<Actio
         apply::add_finalizer(&ctx, &*backend).await?;
         return Ok(Action::await_change());
     }
-    let longest = ctx.longest.note(&name, longest_ttl(&ctx, &name));
     let mut status = backend.status.clone().unwrap_or_default();
+    let before = Duration::from_secs(status.longest_ttl_seconds.unwrap_or_default());
+    let longest = ctx.longest.note(&name, longest_ttl(&ctx, &name), before);
+    status.longest_ttl_seconds = Some(longest.as_millis().div_ceil(1_000) as u64);
     if let Some(epoch) = &status.epoch {
         ctx.quarantines.see(&name, epoch, Moment::now());
     }
@@ -194,6 +204,7 @@ async fn end(backend: &Backend, ctx: &Context) -> Result<Action, Error> {
     }
     ctx.stores.forget(&name);
     ctx.quarantines.forget(&name);
+    ctx.longest.forget(&name);
     apply::remove_finalizer(ctx, backend).await?;
     Ok(Action::await_change())
 }

@@ -9,6 +9,7 @@ use k8s_openapi::api::{
     rbac::v1::{Role, RoleBinding},
 };
 use kube::{Api, ResourceExt, api::ListParams};
+use tokio::time::Instant;
 
 use crate::{
     fixture::{Bed, Plane, SYSTEM, acquire_soon, eventually},
@@ -134,6 +135,35 @@ async fn the_second_replica_takes_over_from_one_that_crashed_and_one_that_was_st
     assert_eq!(made["leases"].len(), 3);
     assert!(third.stop().await, "{}", third.log());
     assert_eq!(leader().await, "", "handed over to nobody");
+}
+
+/// What was granted before a class was changed is waited for, also by an operator that was not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantine_waits_for_holds_from_before_another_operator_took_over() {
+    let plane = Plane::start();
+    let bed = Bed::new(&plane).await;
+    let mut redis = RedisServer::start(&[]);
+    let mut first = plane.operator("op-1", REPLACED_SOON);
+    bed.backend("inherited", &redis, "");
+    bed.lock("orders", "{ttlSeconds: 15, backend: inherited}");
+    let status = async || bed.get_backend("inherited").await.unwrap().status.unwrap_or_default();
+    eventually("it is written down", async || status().await.longest_ttl_seconds == Some(15)).await;
+    bed.lock("orders", "{ttlSeconds: 1, backend: inherited}");
+    bed.until_ready("orders", "True", "Reconciled").await;
+    first.kill();
+    let _second = plane.operator("op-2", REPLACED_SOON);
+    bed.lock("more", "{ttlSeconds: 1, backend: inherited}");
+    bed.until_ready("more", "True", "Reconciled").await;
+    let before = status().await.epoch.unwrap().number;
+    let lost = Instant::now();
+    redis.restart();
+    eventually("a new epoch", async || {
+        status().await.epoch.is_some_and(|epoch| epoch.open && epoch.number > before)
+    })
+    .await;
+    assert!(lost.elapsed() >= Duration::from_secs(15), "{:?}", lost.elapsed());
+    // And no longer than it must be.
+    eventually("it is over", async || status().await.longest_ttl_seconds == Some(1)).await;
 }
 
 /// Two leaders at once do no harm: every write is conditional or the same.

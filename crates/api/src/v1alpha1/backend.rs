@@ -209,6 +209,10 @@ pub struct BackendStatus {
     /// The incarnation of its data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<EpochStatus>,
+    /// For how many seconds a hold on it may still be believed in: the longest time to live of its
+    /// classes, now or a moment ago. A quarantine is as long, and a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_ttl_seconds: Option<u64>,
 }
 
 /// The incarnation of a store's data. Fences of a later one are higher than any of an earlier one.
