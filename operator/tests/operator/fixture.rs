@@ -212,7 +212,7 @@ impl<'a> Bed<'a> {
             true => RedisConfig::from_seeds(&address.addresses),
             false => RedisConfig::new(&address.addresses[0]),
         };
-        let config = config.unwrap();
+        let config = patient(config.unwrap());
         let config = config.with_credentials(Arc::new(move || Ok(credentials.clone())));
         let (_, epoch) = watch::channel(epoch);
         let (session, hub) = (SessionId::random(), Hub::new());
@@ -243,6 +243,12 @@ impl<'a> Bed<'a> {
     pub async fn get_namespace(&self) -> Namespace {
         Api::<Namespace>::all(self.client.clone()).get(&self.namespace).await.unwrap()
     }
+}
+
+/// A busy machine may be slow to answer; that is no difference.
+pub fn patient(mut config: RedisConfig) -> RedisConfig {
+    config.response_timeout = Duration::from_secs(20);
+    config
 }
 
 pub fn known_run(run: holdfast_api::bundle::EpochRun) -> KnownRun {

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 
 use crate::{
-    fixture::{Bed, eventually, object},
+    fixture::{Bed, eventually, object, patient},
     redis::RedisServer,
 };
 
@@ -48,7 +48,7 @@ async fn as_sidecar(bed: &Bed<'_>, name: &str) -> (Arc<RedisRateLimits>, Arc<Pol
     let credentials = Credentials { username: text("username"), password: text("password") };
     let bundle = bed.bundle().await.unwrap();
     let address = &bundle.backends["rates"].redis.as_ref().unwrap().addresses[0];
-    let config = RedisConfig::new(address).unwrap();
+    let config = patient(RedisConfig::new(address).unwrap());
     let config = config.with_credentials(Arc::new(move || Ok(credentials.clone())));
     let class = bundle.class(Kind::RateLimit, name).unwrap();
     let ClassConfig::RateLimit(limits) = &class.config else { panic!("{class:?}") };
