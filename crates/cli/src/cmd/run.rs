@@ -27,6 +27,8 @@ const NOT_ACQUIRED: u8 = 75;
 const LOST: u8 = 74;
 /// The longest wait that one request may ask for.
 const WAIT_AT_ONCE: f64 = 60.0;
+/// So many heartbeats are sent while a hold may be trusted, or more.
+const BEATS: u32 = 8;
 /// An answer may be this late beyond what was asked for.
 const SLACK: Duration = Duration::from_secs(10);
 
@@ -70,6 +72,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(NOT_ACQUIRED));
         }
     };
+    let mut watch = Watch::new(sent, &held, args.grace);
+    if !watch.begin(&sidecar).await {
+        eprintln!("holdfast: the hold of {} was lost before the command began", args.lock);
+        release(&args, &sidecar, &held).await;
+        return Ok(ExitCode::from(NOT_ACQUIRED));
+    }
     let environment = [
         ("HOLDFAST_FENCE", held.fence.as_str()),
         ("HOLDFAST_HOLD_ID", held.hold_id.as_str()),
@@ -83,8 +91,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Err(error);
         }
     };
-    let mut watch = Watch::new(sent, &held, args.grace);
-    let ended = watch.over(child, &sidecar, &held, &stop).await?;
+    let ended = watch.over(child, &sidecar, &stop).await?;
     if watch.lost {
         eprintln!("holdfast: the hold of {} was lost; the command was ended", args.lock);
         return Ok(ExitCode::from(LOST));
@@ -145,6 +152,7 @@ async fn release(args: &Args, sidecar: &Sidecar, held: &AcquireResponse) {
 
 /// The hold as this process sees it.
 struct Watch {
+    path: String,
     since: Stamp,
     trusted: Duration,
     grace: Duration,
@@ -157,13 +165,28 @@ impl Watch {
         let trusted = Duration::from_millis(held.hold_for_ms);
         // A renewal comes after a third of the time to live, and is heard of a beat later.
         let grace = Duration::try_from_secs_f64(grace).unwrap_or_default().min(trusted / 4);
-        let beat = (trusted / 8).clamp(Duration::from_millis(10), Duration::from_secs(1));
-        Watch { since: sent, trusted, grace, beat, lost: false }
+        let beat = (trusted / BEATS).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let path = format!("/v1/holds/{}/heartbeat", encode(&held.hold_id));
+        Watch { path, since: sent, trusted, grace, beat, lost: false }
     }
 
-    /// What is left until the command must be gone.
+    /// What is left until the command must be gone. Half a beat is kept in hand for the kernel to end
+    /// it.
     fn left(&self) -> Duration {
-        self.trusted.saturating_sub(SystemClock.now().since(self.since))
+        let spent = SystemClock.now().since(self.since);
+        self.trusted.saturating_sub(spent).saturating_sub(self.beat / 2)
+    }
+
+    /// Counts the hold from now, since the acquire may have waited for longer than it lasts; whether
+    /// there is time for a command.
+    async fn begin(&mut self, sidecar: &Sidecar) -> bool {
+        for _ in 0..BEATS {
+            let sent = SystemClock.now();
+            if self.answered(sent, beat(sidecar, &self.path, self.beat).await) {
+                break;
+            }
+        }
+        self.left() > self.grace
     }
 
     /// Watches over the command until it has ended.
@@ -171,14 +194,11 @@ impl Watch {
         &mut self,
         mut child: Child,
         sidecar: &Sidecar,
-        held: &AcquireResponse,
         stop: &CancellationToken,
     ) -> anyhow::Result<Ended> {
-        let path = format!("/v1/holds/{}/heartbeat", encode(&held.hold_id));
         let mut told = false;
         loop {
-            // Half a beat is kept in hand for the kernel to end the command.
-            let left = self.left().saturating_sub(self.beat / 2);
+            let left = self.left();
             if !self.lost && left <= self.grace {
                 self.lost = true;
                 child.terminate();
@@ -195,7 +215,7 @@ impl Watch {
                     told = true;
                     child.terminate();
                 }
-                answer = beat(sidecar, &path, self.beat), if !self.lost => {
+                answer = beat_after(self.beat, sidecar, &self.path), if !self.lost => {
                     self.answered(sent, answer);
                 }
                 () = sleep(pause) => {}
@@ -203,7 +223,8 @@ impl Watch {
         }
     }
 
-    fn answered(&mut self, sent: Stamp, answer: Result<HoldInfo, CallError>) {
+    /// Takes in the answer to a heartbeat; whether it was one.
+    fn answered(&mut self, sent: Stamp, answer: Result<HoldInfo, CallError>) -> bool {
         match answer {
             Ok(info) => {
                 let trusted = Duration::from_millis(info.hold_for_ms);
@@ -216,13 +237,21 @@ impl Watch {
             Err(CallError::Problem(problem)) if problem.code == Code::HoldLost => {
                 self.trusted = self.trusted.min(SystemClock.now().since(self.since) + self.grace);
             }
-            Err(error) => tracing::debug!(%error, "a heartbeat failed"),
+            Err(error) => {
+                tracing::debug!(%error, "a heartbeat failed");
+                return false;
+            }
         }
+        true
     }
 }
 
 /// A heartbeat after a pause; its answer may take as long again.
-async fn beat(sidecar: &Sidecar, path: &str, pause: Duration) -> Result<HoldInfo, CallError> {
+async fn beat_after(pause: Duration, sidecar: &Sidecar, path: &str) -> Result<HoldInfo, CallError> {
     sleep(pause).await;
-    sidecar.post(path, pause.max(Duration::from_millis(100))).await
+    beat(sidecar, path, pause).await
+}
+
+async fn beat(sidecar: &Sidecar, path: &str, within: Duration) -> Result<HoldInfo, CallError> {
+    sidecar.post(path, within.max(Duration::from_millis(100))).await
 }

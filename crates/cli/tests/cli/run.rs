@@ -95,11 +95,13 @@ fn it_waits_its_turn() {
     let (_dir, dev) = dev(&[]);
     let held = dev.post("/v1/locks/short/acquire?bind=process");
     let waiting = Command::new(HOLDFAST)
-        .args(["run", "--url", &dev.url, "--lock", "short", "--", "true"])
+        .args(["run", "--url", &dev.url, "--lock", "short", "--", "sleep", "0.5"])
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
     eventually("it waits", || dev.get("/v1/locks/short").contains("\"waiters\":1"));
+    // For longer than its own hold will last.
+    std::thread::sleep(Duration::from_secs(4));
     dev.post(&format!("/v1/locks/short/release?holdId={}", field(&held, "holdId")));
     assert!(waiting.wait_with_output().unwrap().status.success());
 }
