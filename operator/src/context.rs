@@ -2,7 +2,7 @@
 //! next leader starts from what the API server says.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -114,9 +114,14 @@ impl Context {
     }
 }
 
-/// Holds that were taken by force in this term: their end is told already.
+/// Releases by force in this term.
 #[derive(Default)]
-pub struct Forced(Mutex<VecDeque<(Address, Fence)>>);
+pub struct Forced {
+    /// Holds that were taken: their end is told already.
+    told: Mutex<VecDeque<(Address, Fence)>>,
+    /// What was written down to be meant, and has not been tried yet.
+    untried: Mutex<HashSet<String>>,
+}
 
 impl Forced {
     /// How many are remembered: they are asked for within seconds.
@@ -124,7 +129,7 @@ impl Forced {
 
     /// Notes one.
     pub fn note(&self, at: &Address, fence: Fence) {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.told);
         all.push_back((at.clone(), fence));
         if all.len() > Self::KEPT {
             all.pop_front();
@@ -133,7 +138,22 @@ impl Forced {
 
     /// Whether a hold was one.
     pub fn contains(&self, at: &Address, fence: Fence) -> bool {
-        lock(&self.0).iter().any(|(known, of)| known == at && *of == fence)
+        lock(&self.told).iter().any(|(known, of)| known == at && *of == fence)
+    }
+
+    /// Notes that this has been written down.
+    pub fn begin(&self, meant: String) {
+        let mut all = lock(&self.untried);
+        // Of objects that were deleted before they were tried: to forget one costs a word in an Event.
+        if all.len() >= Self::KEPT {
+            all.clear();
+        }
+        all.insert(meant);
+    }
+
+    /// Whether this is the first try, for certain. From now on none is.
+    pub fn is_first_try(&self, meant: &str) -> bool {
+        lock(&self.untried).remove(meant)
     }
 }
 

@@ -168,8 +168,10 @@ pub async fn reconcile<K: Controlled>(object: Arc<K>, ctx: Arc<Context>) -> Resu
     }
     let planned = valid.plan(&found, &ctx.sightings);
     let applied = apply::leases(&ctx, &valid, planned).await?;
-    force::by_annotation(&ctx, &*object, &valid).await?;
+    let forced = force::by_annotation(&ctx, &*object, &valid).await;
+    // What a release waits for is in the status, too.
     let again = object.report(&ctx, Phase::Applied(&valid, applied)).await?;
+    forced?;
     Ok(Action::requeue(again.unwrap_or(RESYNC)))
 }
 

@@ -331,26 +331,21 @@ pub trait LockBackend: Send + Sync + 'static {
     async fn newest_fence(&self, at: &Address, _: &LockConfig) -> Result<Fence, BackendError> {
         Err(BackendError::Internal(format!("{at} has many holders, and so no newest fence")))
     }
-    /// Takes the lock from whoever has it: the next fence is higher, the holder is told, the first
-    /// who waits is granted. Returns whom it was taken from.
-    async fn force_release(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError>;
-    /// Takes holds of the key from whoever has them. Returns whom they were taken from.
+    /// Takes holds of the key from whoever has them: the next fence is higher, the holder is told, the
+    /// first who waits is granted. Returns whom they were taken from, oldest first.
     async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
         which: Which,
-    ) -> Result<Vec<HolderView>, BackendError> {
-        match which {
-            Which::All => Ok(self.force_release(at, config).await?.into_iter().collect()),
-            Which::One(_) | Which::UpTo(_) => Err(BackendError::NotFound(format!(
-                "{at} has one hold at the most: take it without naming its fence"
-            ))),
-        }
+    ) -> Result<Vec<HolderView>, BackendError>;
+    /// Takes every hold of the key. Returns whom it was taken from, of a semaphore the oldest one.
+    async fn force_release(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+    ) -> Result<Option<HolderView>, BackendError> {
+        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
     }
 
     /// The keys of a class that are held or waited for, at most `limit` of them.

@@ -13,8 +13,9 @@ use holdfast_backend::{
     redis::{RedisLocks, RedisSemaphores, Redlocks},
 };
 use holdfast_core::{
-    Address, Fence, Key, Kind, SessionId, Substrate, SystemClock,
+    Address, Fence, Holder, Key, Kind, SessionId, Substrate, SystemClock,
     lock::{HolderView, Keys, LockBackend, LockConfig, LockView, Which},
+    semaphore::NAMED,
 };
 use kube::{ResourceExt, runtime::events::EventType};
 use serde::{Deserialize, Serialize};
@@ -40,13 +41,19 @@ pub async fn by_annotation<K: Controlled>(
     object: &K,
     valid: &Valid,
 ) -> Result<(), Error> {
-    let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else { return Ok(()) };
+    let Some(asked) = object.annotations().get(ANNOTATION_FORCE_RELEASE) else {
+        // What was asked for and taken back must not count for what is asked for next.
+        return match object.annotations().contains_key(MEANT) {
+            true => apply::annotate(ctx, object, json!({ MEANT: null })).await,
+            false => Ok(()),
+        };
+    };
     let done = json!({ ANNOTATION_FORCE_RELEASE: null, MEANT: null });
     let holds = valid.lock.as_ref().ok_or_else(|| {
         format!("{ANNOTATION_FORCE_RELEASE}: a {} has no holds to release", K::KIND)
     });
-    let asked = holds.and_then(|config| Ok((config, parse_asked(K::KIND, asked, config)?)));
-    let (config, (key, only)) = match asked {
+    let found = holds.and_then(|config| Ok((config, parse_asked(K::KIND, asked, config)?)));
+    let (config, (key, only)) = match found {
         Ok(found) => found,
         Err(why) => {
             apply::annotate(ctx, object, done).await?;
@@ -62,8 +69,14 @@ pub async fn by_annotation<K: Controlled>(
     };
     let what = format!("release {at} by force");
     let locks = backend(ctx, K::KIND, valid)?;
+    let slots = (K::KIND == Kind::Semaphore && valid.substrate == Substrate::Lease)
+        .then(|| LeaseSemaphores::beside(&ctx.leases));
     let store = |error| Error::store(what.clone())(error);
-    let view = within(locks.query(&at, config)).await.map_err(store)?;
+    let view = match &slots {
+        Some(slots) => within(slots.query_all(&at, config)).await,
+        None => within(locks.query(&at, config)).await,
+    };
+    let view = view.map_err(store)?;
     let held = view.holder.as_ref().map(|holder| holder.fence);
     let newest = match valid.substrate {
         // Requests that were not granted may have raised what single servers show.
@@ -71,25 +84,25 @@ pub async fn by_annotation<K: Controlled>(
         Substrate::Lease | Substrate::Redis | Substrate::Memory => view.last_fence,
     };
     let newest = newest.unwrap_or(Fence::new(0));
-    let Some(meant) = Meant::written_on(object) else {
+    let Some((meant, text)) = Meant::written_on(object, asked) else {
+        let meant = json!(Meant::by(asked, newest, only, &view)).to_string();
+        apply::annotate(ctx, object, json!({ MEANT: meant })).await?;
         // The change brings us back here.
-        let meant = json!(Meant::by(newest, only, &view));
-        return apply::annotate(ctx, object, json!({ MEANT: meant.to_string() })).await;
+        ctx.forced.begin(format!("{at} {meant}"));
+        return Ok(());
     };
+    let is_first = ctx.forced.is_first_try(&format!("{at} {text}"));
     let which = only.map_or(Which::UpTo(meant.newest), Which::One);
     let mut taken = Vec::new();
-    let tried = match (K::KIND, valid.substrate) {
+    let tried = match &slots {
         // Slot by slot, and perhaps only some of them before the time is over.
-        (Kind::Semaphore, Substrate::Lease) => {
-            let slots = LeaseSemaphores::beside(&ctx.leases);
-            within(slots.force(&at, config, which, &mut taken)).await
-        }
-        (Kind::Semaphore, _) => {
+        Some(slots) => within(slots.force(&at, config, which, &mut taken)).await,
+        None if valid.substrate != Substrate::Redlock => {
             within(locks.force_release_holds(&at, config, which)).await.map(|all| taken = all)
         }
-        // Of the one holder at a time that there is, whoever was meant has gone.
-        _ if newest > meant.newest => Ok(()),
-        _ => {
+        // By its fence it cannot be named there: whoever was meant has gone.
+        None if newest > meant.newest => Ok(()),
+        None => {
             let holder = within(locks.force_release(&at, config)).await;
             holder.map(|holder| taken.extend(holder))
         }
@@ -111,37 +124,55 @@ pub async fn by_annotation<K: Controlled>(
     }
     tried.map_err(store)?;
     // What an earlier try took, if its answer was lost, or the operator ended before it told.
-    for (fence, holder) in &meant.holders {
-        if !ctx.forced.contains(&at, *fence) {
-            tell(holder, *fence, ", or had ended just before").await;
+    let earlier = meant.holders.iter().filter(|_| !is_first);
+    let mut told = taken.len();
+    for (fence, holder) in earlier {
+        let is_told = taken.iter().any(|view| view.fence == *fence);
+        if !is_told && !ctx.forced.contains(&at, *fence) {
+            tell(holder.as_str(), *fence, ", or had ended just before").await;
         }
+        told += 1;
     }
-    if taken.is_empty() && meant.holders.is_empty() {
-        let note = format!("key \"{}\" was not held: nothing to release", at.key);
+    let was_told = only.is_some_and(|fence| ctx.forced.contains(&at, fence));
+    if told == 0 && !was_told {
+        let what = match only {
+            Some(fence) => format!("has no hold with fence {fence}"),
+            None => "was not held".to_owned(),
+        };
+        let note = format!("key \"{}\" {what}: nothing to release", at.key);
         ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
     }
     apply::annotate(ctx, object, done).await
 }
 
-/// What a release is meant for, written down before anything is taken.
+/// What a release is meant for, written down before anything is taken. Whoever may ask for one may
+/// write this as well: it can only keep holds from being taken.
 #[derive(Serialize, Deserialize)]
 struct Meant {
+    /// What was asked for, word by word.
+    asked: String,
     /// The newest fence that there was.
     newest: Fence,
     /// The holders by their fences, as far as a view names them.
-    holders: BTreeMap<Fence, String>,
+    holders: BTreeMap<Fence, Holder>,
 }
 
 impl Meant {
-    fn by(newest: Fence, only: Option<Fence>, view: &LockView) -> Self {
+    fn by(asked: &str, newest: Fence, only: Option<Fence>, view: &LockView) -> Self {
         let all = view.holder.iter().chain(&view.others);
         let meant = all.filter(|holder| only.is_none_or(|fence| holder.fence == fence));
-        let holders = meant.map(|holder| (holder.fence, holder.holder.to_string())).collect();
-        Meant { newest, holders }
+        let holders = meant.map(|holder| (holder.fence, holder.holder.clone())).collect();
+        Meant { asked: asked.to_owned(), newest, holders }
     }
 
-    fn written_on(object: &impl ResourceExt) -> Option<Self> {
-        serde_json::from_str(object.annotations().get(MEANT)?).ok()
+    /// What is written on an object for what is asked for now, and its text.
+    fn written_on<'a>(object: &'a impl ResourceExt, asked: &str) -> Option<(Self, &'a str)> {
+        let text = object.annotations().get(MEANT)?;
+        let meant: Meant = serde_json::from_str(text).ok()?;
+        let is_ours = meant.asked == asked
+            && meant.holders.len() <= NAMED
+            && meant.holders.keys().all(|fence| *fence <= meant.newest);
+        is_ours.then_some((meant, text))
     }
 }
 

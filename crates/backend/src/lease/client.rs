@@ -28,7 +28,7 @@ use super::{feed::Feeds, names};
 /// For how long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(2);
 /// No call takes longer, whatever its class.
-const CALL: Duration = Duration::from_secs(5);
+pub(super) const CALL: Duration = Duration::from_secs(5);
 /// How long the API server keeps a watch open; the next one continues where it ended.
 const WATCH_SECONDS: u32 = 240;
 /// The API server ends a watch, or says that nothing happened, more often than this.

@@ -15,6 +15,7 @@ use holdfast_core::{
 use tokio::sync::Notify;
 
 use super::{
+    client::CALL,
     names,
     record::{Basis, Snapshot},
     slot::{Known, News, Slot},
@@ -24,8 +25,8 @@ use super::{
 const PLACES: usize = 1_024;
 /// Holds and open requests beyond which old ones are looked for and forgotten.
 const SWEEP_AT: usize = 1_024;
-/// After so many times to live nothing is left of a write: it has been in flight for one of them at
-/// most, and what it granted, and nobody renewed, has run out.
+/// After so many times to live, or of the longest call, nothing is left of a write: it has been in
+/// flight for one of them, and what it granted, and nobody renewed, has run out.
 const LEFT_FOR_TTLS: u32 = 3;
 
 #[derive(Default)]
@@ -95,7 +96,7 @@ pub(super) struct Open {
 impl Open {
     /// Whether something of it may still be in the store, or come there.
     fn may_be_left(&self, now: Stamp) -> bool {
-        now.since(self.tried) < self.ttl.max(Duration::from_secs(1)) * LEFT_FOR_TTLS
+        now.since(self.tried) < self.ttl.max(CALL) * LEFT_FOR_TTLS
     }
 }
 

@@ -9,7 +9,7 @@ use holdfast_core::{
     SessionId, Substrate,
     lock::{
         Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Release, Renewal,
-        record::Verdict,
+        Which, record::Verdict,
     },
 };
 
@@ -214,12 +214,17 @@ impl LockBackend for LeaseLocks {
         Ok(seen.record.fence.unwrap_or(Fence::new(0)))
     }
 
-    async fn force_release(
+    async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
-        self.inner.force(&Slot::only(at), config, |_| true).await
+        which: Which,
+    ) -> Result<Vec<HolderView>, BackendError> {
+        let is_meant = |holder: Option<&HolderView>| {
+            which == Which::All || holder.is_some_and(|holder| which.takes(holder.fence))
+        };
+        let taken = self.inner.force(&Slot::only(at), config, is_meant).await?;
+        Ok(taken.into_iter().collect())
     }
 
     async fn list(

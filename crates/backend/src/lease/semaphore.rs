@@ -84,6 +84,28 @@ impl LeaseSemaphores {
         Ok(())
     }
 
+    /// The view over all slots that there ever were: also those that a smaller class has no more.
+    ///
+    /// # Errors
+    /// Those of [`LockBackend::query`].
+    pub async fn query_all(
+        &self,
+        at: &Address,
+        config: &LockConfig,
+    ) -> Result<LockView, BackendError> {
+        self.read(at, config, 0..MAX_SLOTS).await?;
+        self.found(at, config)
+    }
+
+    /// The view of what has been read; an error if there was nothing.
+    fn found(&self, at: &Address, config: &LockConfig) -> Result<LockView, BackendError> {
+        if self.records(at).is_empty() {
+            let what = format!("the operator has not created the Leases of {at} yet");
+            return Err(BackendError::NotFound(what));
+        }
+        Ok(self.view(at, config))
+    }
+
     async fn attempt(&self, at: &Address, request: &Acquire) -> Result<Attempt, BackendError> {
         // Two slots would be two writes, and half of a hold is none.
         if request.permits > 1 {
@@ -226,19 +248,7 @@ impl LockBackend for LeaseSemaphores {
         if is_missing {
             self.read(at, config, permits..MAX_SLOTS).await?;
         }
-        if self.records(at).is_empty() {
-            let what = format!("the operator has not created the Leases of {at} yet");
-            return Err(BackendError::NotFound(what));
-        }
-        Ok(self.view(at, config))
-    }
-
-    async fn force_release(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
-        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
+        self.found(at, config)
     }
 
     async fn force_release_holds(

@@ -11,7 +11,7 @@ use holdfast_core::{
     Substrate,
     lock::{
         Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Push,
-        Release, Renewal,
+        Release, Renewal, Which,
         state::{Acquired, Held, LockState, Offer},
     },
 };
@@ -184,19 +184,21 @@ impl LockBackend for MemoryLocks {
         Ok(view.last_fence.unwrap_or(config.fence_floor).max(config.fence_floor))
     }
 
-    async fn force_release(
+    async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
+        which: Which,
+    ) -> Result<Vec<HolderView>, BackendError> {
         let (held, now_ms) = self.step(at, config, self.clock.now(), |state, now| {
-            let (held, offer) = state.force_release(now.ms, now.floor, config.policy());
+            let is_meant = |fence| which.takes(Fence::new(fence));
+            let (held, offer) = state.force_release(now.ms, now.floor, config.policy(), is_meant);
             ((held, now.ms), offer)
         });
         if let Some(held) = &held {
             self.hub.send(&held.hold, Push::Lost);
         }
-        Ok(held.map(|held| mk_holder(&held, now_ms)))
+        Ok(held.iter().map(|held| mk_holder(held, now_ms)).collect())
     }
 
     async fn list(

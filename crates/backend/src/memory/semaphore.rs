@@ -183,14 +183,6 @@ impl LockBackend for MemorySemaphores {
         Ok(keys.get(at).map(|state| mk_view(state, now_ms)).unwrap_or_default())
     }
 
-    async fn force_release(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
-        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
-    }
-
     async fn force_release_holds(
         &self,
         at: &Address,

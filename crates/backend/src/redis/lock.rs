@@ -12,7 +12,7 @@ use holdfast_core::{
     Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
         Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Passed,
-        Policy, Push, Release, Renewal,
+        Policy, Push, Release, Renewal, Which,
     },
     queue::Ticket,
 };
@@ -35,7 +35,7 @@ use crate::hub::Hub;
 mod epoch;
 mod read;
 
-pub(super) use read::read_grant;
+pub(super) use read::{forced_args, read_fence, read_grant, read_holders};
 use read::{read_first, read_offer, read_release};
 
 /// Locks of one namespace in one Redis, for one session.
@@ -354,19 +354,16 @@ impl LockBackend for RedisLocks {
         Ok(self.standing(at, config).await?.fence)
     }
 
-    async fn force_release(
+    async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
-        let mut reply = self.step(Transition::LockForceRelease, at, config, None, &[]).await?;
-        if reply.is_empty() {
-            return Ok(None);
-        }
-        let (holder, seq, epoch) = (reply.name()?, reply.number()?, reply.number()?);
-        let (ttl, held_for) = (reply.millis()?, reply.millis()?);
-        let fence = Fence::compose(epoch, seq).map_err(unexpected)?;
-        Ok(Some(HolderView { holder, fence, ttl, held_for, permits: 1 }))
+        which: Which,
+    ) -> Result<Vec<HolderView>, BackendError> {
+        let [word, seq, epoch] = forced_args(which);
+        let args = [word.as_str(), &seq, &epoch];
+        let step = self.step(Transition::LockForceRelease, at, config, None, &args);
+        read_holders(&mut step.await?)
     }
 
     async fn list(

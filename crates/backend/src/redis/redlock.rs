@@ -20,6 +20,7 @@ use holdfast_core::{
     Substrate,
     lock::{
         Acquire, Attempt, Beat, HolderView, LockBackend, LockConfig, LockView, Release, Renewal,
+        Which,
         redlock::{self, Answers},
     },
 };
@@ -320,11 +321,17 @@ impl LockBackend for Redlocks {
         self.inner.gather(incoming, Until::Graced, decide).await
     }
 
-    async fn force_release(
+    /// A hold may have another fence on each server, until it is raised: none is named by it here.
+    async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
+        which: Which,
+    ) -> Result<Vec<HolderView>, BackendError> {
+        if which != Which::All {
+            let what = format!("{at} has one hold at the most: take it without naming its fence");
+            return Err(BackendError::NotFound(what));
+        }
         let what = Arc::new((at.clone(), config.clone()));
         let incoming = self.inner.ask(|_, locks| {
             let what = what.clone();
@@ -353,7 +360,7 @@ impl LockBackend for Redlocks {
                 tracing::debug!(%at, %error, "the fence is raised by the next grant only");
             }
         }
-        Ok(taken)
+        Ok(taken.into_iter().collect())
     }
 
     async fn list(

@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use holdfast_core::{
-    Address, BackendError, ClassName, Fence, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
+    Address, BackendError, ClassName, Guarantee, HoldId, Key, Kind, SessionId, Substrate,
     lock::{
         Acquire, Attempt, Beat, Grant, HolderView, LockBackend, LockConfig, LockView, Release,
         Renewal, Which,
@@ -16,7 +16,7 @@ use holdfast_core::{
 use super::{
     RedisLocks,
     keys::{self, ObjectKeys},
-    lock::read_grant,
+    lock::{forced_args, read_fence, read_grant, read_holders},
     look::NAMES_IN_VIEW,
     policy::{Policies, ms_of},
     reply::{Reply, unexpected},
@@ -198,27 +198,14 @@ impl LockBackend for RedisSemaphores {
         self.view(at).await
     }
 
-    async fn force_release(
-        &self,
-        at: &Address,
-        config: &LockConfig,
-    ) -> Result<Option<HolderView>, BackendError> {
-        Ok(self.force_release_holds(at, config, Which::All).await?.into_iter().next())
-    }
-
     async fn force_release_holds(
         &self,
         at: &Address,
         config: &LockConfig,
         which: Which,
     ) -> Result<Vec<HolderView>, BackendError> {
-        let (word, fence) = match which {
-            Which::All => ("all", Fence::new(0)),
-            Which::One(fence) => ("one", fence),
-            Which::UpTo(fence) => ("upto", fence),
-        };
-        let (seq, epoch) = (fence.sequence().to_string(), fence.epoch().to_string());
-        let args = [word, &seq, &epoch];
+        let [word, seq, epoch] = forced_args(which);
+        let args = [word.as_str(), &seq, &epoch];
         let step = self.step(Transition::SemaphoreForceRelease, at, config, None, &args);
         read_holders(&mut step.await?)
     }
@@ -234,19 +221,4 @@ impl LockBackend for RedisSemaphores {
         let view = |at: Address| async move { self.view(&at).await };
         self.store.look(kind, namespace, class, limit, view).await
     }
-}
-
-fn read_fence(reply: &mut Reply) -> Result<Fence, BackendError> {
-    let (seq, epoch) = (reply.number()?, reply.number()?);
-    Fence::compose(epoch, seq).map_err(unexpected)
-}
-
-fn read_holders(reply: &mut Reply) -> Result<Vec<HolderView>, BackendError> {
-    let mut holders = Vec::new();
-    while !reply.is_empty() {
-        let (holder, fence) = (reply.name()?, read_fence(reply)?);
-        let (ttl, held_for, permits) = (reply.millis()?, reply.millis()?, reply.count()?);
-        holders.push(HolderView { holder, fence, ttl, held_for, permits });
-    }
-    Ok(holders)
 }

@@ -25,7 +25,7 @@ use proptest::{
 use crate::{
     fixture::{NAMESPACE, Store, connect, mk_address, mk_redis},
     model::{
-        History, Op, Outcome, STEPS, histories, hold_id, mk_fence, mk_request, mk_ticket,
+        History, Op, Outcome, STEPS, histories, hold_id, meant, mk_fence, mk_request, mk_ticket,
         model_step, model_view, passed_as, raise_to, session_id,
     },
 };
@@ -114,7 +114,10 @@ async fn store_step(
             Outcome::Cancelled
         }
         Op::Beat { session } => Outcome::Beat(locks.beat(at, config, &session_id(*session)).await?),
-        Op::ForceRelease => Outcome::Forced(locks.force_release(at, config).await?),
+        Op::ForceRelease | Op::ForceUpTo { .. } => {
+            let taken = locks.force_release_holds(at, config, meant(op, newest)).await?;
+            Outcome::Forced(taken.into_iter().next())
+        }
         Op::Raise { hold, ahead } => {
             let (hold, to) = (hold.map(hold_id), mk_fence(raise_to(newest, *ahead)));
             Outcome::Raised(locks.raise(at, config, hold.as_ref(), to).await?)

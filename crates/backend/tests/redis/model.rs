@@ -7,7 +7,7 @@ use holdfast_core::{
     Fence, HoldId, Holder, SessionId,
     lock::{
         Acquire, Attempt, Beat, Fairness, Grant, HolderView, LockConfig, LockView, Passed, Release,
-        Renewal,
+        Renewal, Which,
         state::{Acquired, Held, LockState, Offer, PassedOn},
     },
     queue::Ticket,
@@ -48,6 +48,10 @@ pub enum Op {
         session: u8,
     },
     ForceRelease,
+    /// The hold with this sequence, counted back from the newest, or an older one.
+    ForceUpTo {
+        back: u64,
+    },
     /// To the newest sequence and so many more.
     Raise {
         hold: Option<u8>,
@@ -92,6 +96,7 @@ pub fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|(hold, ahead)| Op::Raise { hold, ahead }),
         3 => (0u8..3).prop_map(|session| Op::Beat { session }),
         1 => Just(Op::ForceRelease),
+        1 => (0u64..3).prop_map(|back| Op::ForceUpTo { back }),
     ]
 }
 
@@ -163,6 +168,14 @@ pub fn hold_id(n: u8) -> HoldId {
 
 pub fn session_id(n: u8) -> SessionId {
     SessionId::new(format!("session{n}")).unwrap()
+}
+
+/// What a release by force takes.
+pub fn meant(op: &Op, newest: u64) -> Which {
+    match op {
+        Op::ForceUpTo { back } => Which::UpTo(mk_fence(newest.saturating_sub(*back))),
+        _ => Which::All,
+    }
 }
 
 pub fn mk_fence(seq: u64) -> Fence {
@@ -292,8 +305,10 @@ pub fn model_step(
             let (raised, offer) = state.raise(now_ms, seen_ms, policy, hold.as_ref(), to);
             (Outcome::Raised(raised), offer)
         }
-        Op::ForceRelease => {
-            let (held, offer) = state.force_release(now_ms, seen_ms, policy);
+        Op::ForceRelease | Op::ForceUpTo { .. } => {
+            let which = meant(op, state.view(seen_ms).2);
+            let is_meant = |seq| which.takes(mk_fence(seq));
+            let (held, offer) = state.force_release(now_ms, seen_ms, policy, is_meant);
             lost.extend(
                 held.iter().map(|held| format!("hf:shop:s:{} l {}\n", held.session, held.hold)),
             );

@@ -264,9 +264,10 @@ impl Drop for ApiServer {
 }
 
 /// What a user is known by, to this server alone: another one, on a port that was to be ours, must
-/// not be taken for it.
+/// not be taken for it. Short, since a relay tells requests apart by their length.
 fn token(dir: &Path, user: &str) -> String {
-    format!("{user}-{}", dir.file_name().unwrap().to_string_lossy())
+    let name = dir.file_name().unwrap().to_string_lossy();
+    format!("{user}-{}", &name[name.len() - 5..])
 }
 
 /// The repository: suites of several crates share this file.

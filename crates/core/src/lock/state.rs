@@ -271,15 +271,17 @@ impl LockState {
         (Beaten { offered, tickets, next_ms: self.next_change_ms(), seq: self.seq }, offer)
     }
 
-    /// Takes the lock from whoever has it, and raises the fence past anything granted so far.
+    /// Takes the lock from whoever has it, if the fence is meant, and raises the fence past anything
+    /// granted so far.
     pub fn force_release(
         &mut self,
         now_ms: u64,
         floor: u64,
         policy: Policy,
+        is_meant: impl Fn(u64) -> bool,
     ) -> (Option<Held>, Option<Offer>) {
         self.begin(now_ms, policy);
-        let held = self.held.take();
+        let held = self.held.take_if(|held| is_meant(held.seq));
         if held.is_some() {
             self.seq += STEP;
             self.free_at_ms = 0;

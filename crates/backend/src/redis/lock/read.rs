@@ -1,8 +1,8 @@
-//! What a lock's transitions answer, decoded.
+//! What the transitions of locks and semaphores answer, decoded; and how they are told what to take.
 
 use holdfast_core::{
     BackendError, Fence, HoldId,
-    lock::{Grant, Release},
+    lock::{Grant, HolderView, Release, Which},
 };
 
 use crate::redis::reply::{Reply, unexpected};
@@ -39,4 +39,31 @@ fn read_offered(reply: &mut Reply) -> Result<Grant, BackendError> {
 /// What became of a release.
 pub(super) fn read_release(reply: &mut Reply) -> Result<Release, BackendError> {
     Ok(if reply.number()? == 1 { Release::Released } else { Release::NotHeld })
+}
+
+/// A fence as sequence and epoch.
+pub(in crate::redis) fn read_fence(reply: &mut Reply) -> Result<Fence, BackendError> {
+    let (seq, epoch) = (reply.number()?, reply.number()?);
+    Fence::compose(epoch, seq).map_err(unexpected)
+}
+
+/// All holders that follow.
+pub(in crate::redis) fn read_holders(reply: &mut Reply) -> Result<Vec<HolderView>, BackendError> {
+    let mut holders = Vec::new();
+    while !reply.is_empty() {
+        let (holder, fence) = (reply.name()?, read_fence(reply)?);
+        let (ttl, held_for, permits) = (reply.millis()?, reply.millis()?, reply.count()?);
+        holders.push(HolderView { holder, fence, ttl, held_for, permits });
+    }
+    Ok(holders)
+}
+
+/// Which holds a release by force takes, as `is_meant` of `prelude.lua` reads it.
+pub(in crate::redis) fn forced_args(which: Which) -> [String; 3] {
+    let (word, fence) = match which {
+        Which::All => ("all", Fence::new(0)),
+        Which::One(fence) => ("one", fence),
+        Which::UpTo(fence) => ("upto", fence),
+    };
+    [word.to_owned(), fence.sequence().to_string(), fence.epoch().to_string()]
 }

@@ -1,13 +1,15 @@
--- Takes the lock from whoever has it, tells its session, and raises the fence past anything granted.
+-- Takes the lock from whoever has it, if it is meant, tells its session, and raises the fence past
+-- anything granted.
 -- KEYS: record, queue, waiters
--- ARGV: the common six
--- Returns {doubt}, and when it was held also: holder, seq, epoch, what was left in ms, held for ms.
+-- ARGV: the common six, 7 to 9 which hold is meant
+-- Returns {doubt}, and when it was taken also: holder, seq, epoch, what was left in ms, held for ms,
+-- and 1.
 local st, refused = begin(KEYS, ARGV)
 if not st then return refused end
 local held, reply = st.held, { st.doubt }
-if held then
+if held and is_meant(ARGV, st.seq, st.epoch) then
   reply = {
-    st.doubt, held.holder, st.seq, st.epoch, held.expires - st.now, st.now - held.since,
+    st.doubt, held.holder, st.seq, st.epoch, held.expires - st.now, st.now - held.since, 1,
   }
   st.held = nil
   st.seq = st.seq + STEP

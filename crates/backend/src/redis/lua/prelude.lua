@@ -172,6 +172,14 @@ local function save(st)
   write_record(st, record)
 end
 
+-- Whether a release by force takes the hold with this fence. ARGV: 7 which, 'all', 'one' that has the
+-- fence that follows, or 'upto' that one and all older; 8 its seq, 9 its epoch.
+local function is_meant(ARGV, seq, epoch)
+  local which, of_seq, of_epoch = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+  if which == 'one' then return seq == of_seq and epoch == of_epoch end
+  return which == 'all' or epoch < of_epoch or (epoch == of_epoch and seq <= of_seq)
+end
+
 local function is_free(st)
   return not st.held and st.now >= st.free_at
 end

@@ -1,20 +1,20 @@
--- Takes holds, tells their sessions, and raises the fence past any given so far.
+-- Takes the holds that are meant, tells their sessions, and raises the fence past any given so far.
 -- KEYS: the common seven
--- ARGV: the common six, 7 which: 'all', 'one' with the fence that follows, or 'upto' it: that one and
--- all that are older; 8 the fence's seq, 9 its epoch
+-- ARGV: the common six, 7 to 9 which holds are meant
 -- Returns {doubt}, and for every hold that was taken also: holder, seq, epoch, what was left in ms,
 -- held for ms, permits.
 local st, refused = sem_begin(KEYS, ARGV)
 if not st then return refused end
-local which, seq, epoch = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
-local function is_meant(held)
-  if which == 'one' then return held.epoch == epoch and held.seq == seq end
-  return which == 'all' or held.epoch < epoch or (held.epoch == epoch and held.seq <= seq)
+local holds
+if ARGV[7] == 'one' then
+  holds = redis.call('ZRANGE', KEYS[6], ARGV[8], ARGV[8], 'BYSCORE')
+else
+  holds = redis.call('ZRANGE', KEYS[6], 0, -1)
 end
 local reply = { st.doubt }
-for _, hold in ipairs(redis.call('ZRANGE', KEYS[6], 0, -1)) do
+for _, hold in ipairs(holds) do
   local held = sem_read(st, hold)
-  if held and is_meant(held) then
+  if held and is_meant(ARGV, held.seq, held.epoch) then
     sem_drop(st, held)
     redis.call('PUBLISH', st.channel .. held.session, 'l ' .. hold)
     for _, value in ipairs({

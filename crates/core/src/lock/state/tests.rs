@@ -151,7 +151,7 @@ proptest! {
                     offer
                 }
                 Op::ForceRelease => {
-                    let (taken, offer) = state.force_release(now_ms, floor, policy);
+                    let (taken, offer) = state.force_release(now_ms, floor, policy, |_| true);
                     ended = taken.is_some();
                     offer
                 }
@@ -312,7 +312,8 @@ fn force_release_raises_the_fence_and_serves_the_next() {
     let mut state = LockState::new(mk_policy());
     state.acquire(0, 0, mk_policy(), mk_ticket(0, 100), false);
     state.acquire(0, 0, mk_policy(), mk_ticket(1, 100), true);
-    let (taken, offer) = state.force_release(1, 0, mk_policy());
+    assert_eq!(state.force_release(1, 0, mk_policy(), |seq| seq < 2), (None, None));
+    let (taken, offer) = state.force_release(1, 0, mk_policy(), |seq| seq <= 2);
     assert_eq!(taken.unwrap().seq, 2);
     assert_eq!(offer.unwrap().seq, 6);
     assert!(state.renew(2, 0, mk_policy(), &mk_hold(0), 100).0.is_none());
