@@ -59,7 +59,9 @@ impl Bundles {
             let snapshot = Snapshot::new(bundle, &*self.connect, &self.sidecar.metrics);
             tracing::info!(hash = bundle.hash, classes = bundle.classes.len(), "a new bundle");
             self.sidecar.snapshot.store(Arc::new(snapshot));
-            self.sidecar.elections.look_again(&self.sidecar.snapshot.load());
+            let snapshot = self.sidecar.snapshot.load();
+            self.sidecar.elections.look_again(&snapshot);
+            self.sidecar.holds.keep_to(&snapshot);
             self.sidecar.metrics.bundles.inc();
         }
         self.readiness.set(BUNDLE, true);

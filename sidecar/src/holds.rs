@@ -19,7 +19,10 @@ use holdfast_core::{Clock, Fence, HoldId, Kind, Stamp};
 use holdfast_wire::{HoldEvent, HoldEventKind};
 use tokio::sync::Notify;
 
-use crate::liveness::{Observed, Verdict};
+use crate::{
+    liveness::{Observed, Verdict},
+    snapshot::Snapshot,
+};
 
 pub mod ended;
 mod entry;
@@ -162,6 +165,19 @@ impl Holds {
     pub fn live(&self) -> Vec<View> {
         let now = self.clock.now();
         self.table().live.values().map(|there| there.view(now)).collect()
+    }
+
+    /// Keeps holds to what their classes say now: a class that was given a shorter time to live has
+    /// only such holds once the old one is over, however often they are renewed. Pods' own holds last
+    /// as long as is said elsewhere.
+    pub fn keep_to(&self, snapshot: &Snapshot) {
+        for there in self.table().live.values_mut() {
+            if let Some(class) = snapshot.class_of(&there.facts.at)
+                && !there.bound.is_of_pod()
+            {
+                there.life.ask_no_more_than(Duration::from_millis(class.config.ttl_ms));
+            }
+        }
     }
 
     /// How many live now.

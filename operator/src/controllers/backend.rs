@@ -76,9 +76,9 @@ impl Longest {
         known.0
     }
 
-    /// Forgets a Backend that is gone.
-    fn forget(&self, backend: &str) {
-        lock(&self.0).remove(backend);
+    /// What must be waited for, as far as is known.
+    pub fn of(&self, backend: &str) -> Duration {
+        lock(&self.0).get(backend).map_or(Duration::ZERO, |known| known.0)
     }
 }
 
@@ -204,7 +204,6 @@ async fn end(backend: &Backend, ctx: &Context) -> Result<Action, Error> {
     }
     ctx.stores.forget(&name);
     ctx.quarantines.forget(&name);
-    ctx.longest.forget(&name);
     apply::remove_finalizer(ctx, backend).await?;
     Ok(Action::await_change())
 }

@@ -179,11 +179,13 @@ impl<K: Controlled> End<'_, K> {
         let Ok(class) = ClassName::new(&self.name) else { return Ok(Progress::Done) };
         let store = ctx.stores.get(backend).map_err(failed)?;
         // Holds run out by themselves; renewals end with the class in the bundle, or here.
+        // Those of before a class was changed are counted by what it said then.
         let has_holds = K::KIND.has_holds();
-        if has_holds && !let_go && self.waited < self.object.class().ttl() + MARGIN {
+        let ttl = self.object.class().ttl().max(ctx.longest.of(&backend.name_any()));
+        if has_holds && !let_go && self.waited < ttl + MARGIN {
             let held = store.held(K::KIND, &self.namespace, &class).await.map_err(failed)?;
             if let Some(left) = held {
-                let until = (self.object.class().ttl() + MARGIN).saturating_sub(self.waited);
+                let until = (ttl + MARGIN).saturating_sub(self.waited);
                 return Ok(Progress::Wait(left.min(until).clamp(LOOK / 10, LOOK)));
             }
         }

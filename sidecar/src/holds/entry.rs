@@ -68,7 +68,7 @@ impl Hold {
         View {
             facts: self.facts.clone(),
             ttl: self.life.granted(),
-            asked: self.life.asked(),
+            asks: self.life.asks(now),
             state: self.life.state(),
             is_releasing: self.releasing,
             left: deadline.remaining(now),

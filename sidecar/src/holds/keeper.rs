@@ -91,8 +91,8 @@ impl Holds {
         let table = self.table();
         let there = table.live.get(&hold)?;
         let facts = there.facts.clone();
-        let (asked, patience) = (there.life.asked(), there.life.patience());
         let sent = self.clock.now();
+        let (asked, patience) = (there.life.asks(sent), there.life.patience());
         let renewing = async move {
             let class = &facts.class;
             let answer = class.client.renew(&facts.at, &class.config, &hold, asked);

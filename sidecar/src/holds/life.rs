@@ -82,9 +82,21 @@ impl Life {
         Life { asked, granted, deadline, most, suspended: false, renewal, failures: 0 }
     }
 
-    /// What each renewal asks for.
+    /// What each renewal is to ask for, in the end.
     pub fn asked(&self) -> Duration {
         self.asked
+    }
+
+    /// What a renewal that is sent now asks for: no less than is left of what the store has granted,
+    /// since the holder may have been told so.
+    pub fn asks(&self, now: Stamp) -> Duration {
+        self.asked.max(self.granted.saturating_sub(now.since(self.deadline.since())))
+    }
+
+    /// The class lasts no longer than this any more: nor does the hold, once what it was granted is
+    /// over.
+    pub fn ask_no_more_than(&mut self, most: Duration) {
+        self.asked = self.asked.min(most);
     }
 
     /// What the store granted last.
@@ -207,6 +219,26 @@ mod tests {
 
     fn mk_life(auto: bool) -> Life {
         Life::new(TTL, TTL, Deadline::new(at(0), TTL), Duration::MAX, true, auto, at(0))
+    }
+
+    #[test]
+    fn a_shorter_class_takes_nothing_back_and_is_asked_for_in_the_end() {
+        let mut life = mk_life(true);
+        let most = Duration::from_secs(3);
+        life.ask_no_more_than(most);
+        let mut ends = life.deadline().boot_ns();
+        for ms in [5_000, 8_000, 10_000, 11_500] {
+            let asks = life.asks(at(ms));
+            assert_eq!(asks, TTL - Duration::from_millis(ms), "what the store has granted is kept");
+            life.renewed(at(ms), asks);
+            assert!(life.deadline().boot_ns() >= ends, "taken back at {ms}");
+            ends = life.deadline().boot_ns();
+        }
+        assert_eq!(life.asks(at(13_000)), most);
+        life.renewed(at(13_000), most);
+        assert!(life.deadline().boot_ns() >= ends);
+        // It is not taken for the end of the longest hold.
+        assert_eq!(life.step(at(14_500), true), Step::Renew);
     }
 
     /// One of a class that trusts a hold for less than its time to live allows.

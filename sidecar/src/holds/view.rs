@@ -62,8 +62,8 @@ pub struct View {
     pub facts: Arc<Facts>,
     /// What the store granted last.
     pub ttl: Duration,
-    /// What a renewal asks for.
-    pub asked: Duration,
+    /// What a renewal that is sent now asks for.
+    pub asks: Duration,
     /// How it stands.
     pub state: HoldState,
     /// Its holder has said that it is done: it is not to be used any more.

@@ -197,6 +197,7 @@ impl Sidecar {
                 Bound::Container { granted_s: now.real_ns / 1_000_000_000, counts_on: None }
             }
         });
+        let (known, place) = (class.clone(), at.clone());
         let new = NewHold {
             class,
             at,
@@ -209,6 +210,12 @@ impl Sidecar {
             heir: Heir::new(),
         };
         // The same request, sent twice, may have been let go already.
-        self.holds.insert(new, now).map_err(mk_ended).and_then(usable)
+        let view = self.holds.insert(new, now).map_err(mk_ended)?;
+        // The class may have been changed while it was waited for.
+        let snapshot = self.snapshot.load();
+        if snapshot.class_of(&place).is_some_and(|class| !Arc::ptr_eq(class, &known)) {
+            self.holds.keep_to(&snapshot);
+        }
+        usable(view)
     }
 }

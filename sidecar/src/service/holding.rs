@@ -28,7 +28,7 @@ impl Sidecar {
         let view = usable(self.held(kind, name, hold, found)?)?;
         let sent = self.clock.now();
         let (class, config) = (&view.class, &view.class.config);
-        let renewal = class.client.renew(&view.at, config, &view.hold, view.asked).await;
+        let renewal = class.client.renew(&view.at, config, &view.hold, view.asks).await;
         // It may have been let go meanwhile.
         if let Found::Live(view) = self.holds.find(&view.hold) {
             usable(view)?;

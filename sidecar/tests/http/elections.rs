@@ -21,7 +21,7 @@ async fn pod_with_bundles(name: &str, redis: &RedisServer) -> (App, Bundles) {
     pod_with_classes(name, redis, CLASSES).await
 }
 
-async fn pod_with_classes(name: &str, redis: &RedisServer, classes: &str) -> (App, Bundles) {
+pub async fn pod_with_classes(name: &str, redis: &RedisServer, classes: &str) -> (App, Bundles) {
     let (namespace, session) = ("default".into(), SessionId::random());
     let identity = Identity {
         namespace: Arc::clone(&namespace),

@@ -11,9 +11,16 @@ use holdfast_sidecar::{
     holds::journal::Journal,
     snapshot::Connect,
 };
-use tokio::net::{TcpStream, UnixStream};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::Instant,
+};
 
-use crate::client::{App, CLASSES, mk_bundle, mk_bundle_on, start};
+use crate::{
+    client::{App, CLASSES, mk_bundle, mk_bundle_on, start},
+    elections::pod_with_classes,
+    server::RedisServer,
+};
 
 #[tokio::test]
 async fn a_stopped_sidecar_answers_waiters_releases_and_closes() {
@@ -38,6 +45,35 @@ async fn a_stopped_sidecar_answers_waiters_releases_and_closes() {
     app.serving.close(true).await;
     assert_eq!(stream.next().await.unwrap().0, "released");
     assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
+}
+
+/// What a quarantine counts on: the old time to live after a class was given a shorter one, no hold
+/// has more than that, however often it was renewed. And none is taken anything that it was granted.
+#[tokio::test]
+async fn holds_of_before_a_class_was_shortened_are_as_short_in_the_end() {
+    let redis = RedisServer::start(&[]);
+    let longer = CLASSES.replace("ttlSeconds: 4}", "ttlSeconds: 12}");
+    let (app, bundles) = pod_with_classes("pod-a", &redis, &longer).await;
+    let begun = Instant::now();
+    let hold = app.hold("job", "waitSeconds=20").await;
+    let trusted = Duration::from_millis(hold["holdForMs"].as_u64().unwrap());
+    bundles.apply(&mk_bundle_on("redis", Substrate::Redis, CLASSES));
+    // As the store says.
+    let left = async || {
+        let body = app.get("/v1/locks/job").await.body;
+        let ms = body["holder"]["ttlMs"].as_u64();
+        Duration::from_millis(ms.unwrap_or_else(|| panic!("{body}")))
+    };
+    while begun.elapsed() < Duration::from_secs(13) {
+        let left = left().await;
+        // Milliseconds are rounded.
+        let ends = begun.elapsed() + left + Duration::from_millis(10);
+        assert!(ends >= trusted, "{ends:?} {trusted:?}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let left = left().await;
+    assert!(left <= Duration::from_secs(4), "{left:?}");
+    assert_eq!(app.release("job", &hold).await.status, 200);
 }
 
 #[tokio::test]
@@ -109,7 +145,7 @@ async fn the_last_good_bundle_outlives_a_bad_one_and_a_restart() {
 /// D3: the sidecar crashes, the app goes on; a real Redis keeps the holds.
 #[tokio::test]
 async fn a_restarted_sidecar_takes_up_its_holds_and_no_others() {
-    let server = crate::server::RedisServer::start(&[]);
+    let server = RedisServer::start(&[]);
     let url = format!("redis://{}", server.address());
     let bundle = mk_bundle_on("redis", Substrate::Redis, CLASSES);
     let dir = tempfile::tempdir().unwrap();
