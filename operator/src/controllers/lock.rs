@@ -17,7 +17,7 @@ use kube::runtime::events::EventType;
 use crate::{
     context::Context,
     error::Error,
-    pipeline::{Applied, Controlled, Phase, Valid, judge},
+    pipeline::{Applied, Controlled, Phase, Valid, force, judge},
     status,
 };
 
@@ -143,7 +143,7 @@ impl Reported for Lock {
                 class: valid.class.name.clone(),
                 key: event.key.clone(),
             };
-            if event.reason == RELEASED && ctx.forced.contains(&at, event.fence) {
+            if event.reason == RELEASED && force::tells(ctx, self, &at, event.fence) {
                 continue;
             }
             let about = Some((event.pod, event.key.to_string()));

@@ -115,7 +115,10 @@ pub async fn by_annotation<K: Controlled>(
              {ANNOTATION_FORCE_RELEASE}{or}",
             at.key
         );
-        ctx.forced.note(&at, fence);
+        // Of many holds none but these can be asked about again.
+        if only.is_some() || meant.holders.contains_key(&fence) {
+            ctx.forced.note(&at, fence);
+        }
         let about = Some((holder.to_owned(), at.key.to_string()));
         ctx.tell(object, EventType::Warning, FORCE_RELEASED, note, about).await;
     };
@@ -133,11 +136,12 @@ pub async fn by_annotation<K: Controlled>(
         }
         told += 1;
     }
-    let was_told = only.is_some_and(|fence| ctx.forced.contains(&at, fence));
+    let was_told = !is_first && only.is_some_and(|fence| ctx.forced.contains(&at, fence));
     if told == 0 && !was_told {
-        let what = match only {
-            Some(fence) => format!("has no hold with fence {fence}"),
-            None => "was not held".to_owned(),
+        let what = match (only, meant.holders.is_empty()) {
+            (Some(fence), _) => format!("has no hold with fence {fence}"),
+            (None, true) => "was not held".to_owned(),
+            (None, false) => "had been let go of by whoever was meant".to_owned(),
         };
         let note = format!("key \"{}\" {what}: nothing to release", at.key);
         ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;
@@ -146,7 +150,7 @@ pub async fn by_annotation<K: Controlled>(
 }
 
 /// What a release is meant for, written down before anything is taken. Whoever may ask for one may
-/// write this as well: it can only keep holds from being taken.
+/// write this as well, and so have no more taken than by asking.
 #[derive(Serialize, Deserialize)]
 struct Meant {
     /// What was asked for, word by word.
@@ -165,6 +169,13 @@ impl Meant {
         Meant { asked: asked.to_owned(), newest, holders }
     }
 
+    /// Whether a hold with this fence is meant by what is written on an object.
+    fn has(object: &impl ResourceExt, fence: Fence) -> bool {
+        let text = object.annotations().get(MEANT);
+        let meant = text.and_then(|text| serde_json::from_str::<Meant>(text).ok());
+        meant.is_some_and(|meant| meant.holders.contains_key(&fence))
+    }
+
     /// What is written on an object for what is asked for now, and its text.
     fn written_on<'a>(object: &'a impl ResourceExt, asked: &str) -> Option<(Self, &'a str)> {
         let text = object.annotations().get(MEANT)?;
@@ -174,6 +185,11 @@ impl Meant {
             && meant.holders.keys().all(|fence| *fence <= meant.newest);
         is_ours.then_some((meant, text))
     }
+}
+
+/// Whether the end of a hold is told, or will be, by a release by force that is under way.
+pub fn tells(ctx: &Context, object: &impl ResourceExt, at: &Address, fence: Fence) -> bool {
+    ctx.forced.contains(at, fence) || Meant::has(object, fence)
 }
 
 /// What was asked for: a key, and of a semaphore perhaps the fence of one hold, as `KEY#FENCE`.

@@ -116,6 +116,8 @@ async fn of_one_holder(name: &str, fault: Fault) {
     .await;
     let notes = bed.events("orders", "ForceReleased").await;
     assert!(notes.len() == 1 && notes[0].contains("pod-1"), "{notes:?}");
+    let released = bed.events("orders", "Released").await;
+    assert!(!released.iter().any(|note| note.contains("pod-1")), "it was not: {released:?}");
     assert_eq!(renew(&hold).await, Ok(Renewal::Lost));
     let renewed = renew(&next).await;
     assert!(matches!(renewed, Ok(Renewal::Renewed { .. })), "pod-2 lost it as well: {renewed:?}");

@@ -195,6 +195,8 @@ impl Inner {
     ) -> Result<Option<HolderView>, BackendError> {
         let budget = call_budget(config);
         let mut failed = Fault::Conflict;
+        // Whether a write was perhaps carried out, and nobody saw it.
+        let mut is_unsure = false;
         // The state that a write of unknown outcome was based on, and who held then.
         let mut open: Option<(Snapshot, Option<HolderView>)> = None;
         for _ in 0..TRIES {
@@ -207,7 +209,12 @@ impl Inner {
             }
             let holder = self.holder(slot, config, &seen);
             if seen.record.mark.is_none() || !is_meant(holder.as_ref()) {
-                return Ok(None);
+                // Nobody is there to be taken from: because of that write, or for another reason.
+                return if is_unsure {
+                    Err(failed.on(&slot.at.namespace, &slot.name()))
+                } else {
+                    Ok(None)
+                };
             }
             match self.write(slot, &seen.basis.force(), budget).await? {
                 Ok(_) => {
@@ -215,7 +222,9 @@ impl Inner {
                     return Ok(holder);
                 }
                 Err(Fault::Conflict) => {}
-                Err(fault @ Fault::Unknown(_)) => (failed, open) = (fault, Some((seen, holder))),
+                Err(fault @ Fault::Unknown(_)) => {
+                    (failed, open, is_unsure) = (fault, Some((seen, holder)), true);
+                }
                 Err(fault) => return Err(fault.on(&slot.at.namespace, &slot.name())),
             }
         }

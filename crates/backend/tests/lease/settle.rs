@@ -4,11 +4,11 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use holdfast_core::{
     Address, BackendError, HoldId,
-    lock::{Attempt, LockBackend},
+    lock::{Attempt, LockBackend, Which},
 };
 
 use crate::{
-    fixture::{Sidecar, fresh, mk_config, plane},
+    fixture::{Sidecar, eventually, fresh, mk_config, plane},
     relay::Relay,
 };
 
@@ -97,6 +97,39 @@ async fn a_retry_adopts_the_grant_whose_reply_was_lost() {
     };
     assert_eq!(first.fence, again.fence);
     assert_eq!(pod.sees(&at, &config).await.unwrap().1, first.fence);
+}
+
+/// Whoever waits may have the lock before it is known what a forced release has done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_forced_release_whose_reply_was_lost_has_not_found_nothing() {
+    let config = mk_config(Duration::from_secs(20));
+    for _ in 0..8 {
+        let (relay, operator, at) = warm().await;
+        let (holder, next) = (Sidecar::new(plane(), "a").await, Sidecar::new(plane(), "b").await);
+        let held = holder.hold(&at, &config, &HoldId::random()).await;
+        let hold = HoldId::random();
+        let waiting = next.hold(&at, &config, &hold);
+        let force = async {
+            eventually("one waits", async || {
+                next.locks.query(&at, &config).await.unwrap().waiters == 1
+            })
+            .await;
+            // It is read over this connection before it is written.
+            operator.locks.query(&at, &config).await.unwrap();
+            relay.faults.lose_reply.store(1, SeqCst);
+            let which = Which::UpTo(held.fence);
+            operator.locks.force_release_holds(&at, &config, which).await
+        };
+        let (granted, forced) = tokio::join!(waiting, force);
+        assert!(granted.fence > held.fence);
+        assert_eq!(relay.faults.fired.load(SeqCst), 1, "no reply was lost");
+        match forced {
+            Ok(taken) => {
+                assert_eq!(taken.iter().map(|t| t.fence).collect::<Vec<_>>(), [held.fence])
+            }
+            Err(error) => assert!(matches!(error, BackendError::Unknown(_)), "{error}"),
+        }
+    }
 }
 
 /// A cancelled hold is refused, and what it had is free.
