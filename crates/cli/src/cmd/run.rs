@@ -4,8 +4,8 @@
 //! renews the app's sign of life and brings the newest deadline; it counts from before the heartbeat
 //! was sent. If this process dies, the kernel ends the command, and the heartbeats with it.
 //!
-//! Exit codes: the command's own (128 + the signal that ended it); 75 when the lock was not acquired;
-//! 74 when the hold was lost and the command was ended for it; 64 to 73 are not ours.
+//! Exit codes: the command's own (128 + the signal that ended it); 75 when the lock was not acquired, or
+//! lost before the command began; 74 when the hold was lost and the command was ended for it; 64 to 73 are not ours.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -73,8 +73,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let mut watch = Watch::new(sent, &held, args.grace);
-    if !watch.begin(&sidecar).await {
-        eprintln!("holdfast: the hold of {} was lost before the command began", args.lock);
+    let is_trusted = tokio::select! {
+        is_trusted = watch.begin(&sidecar) => is_trusted,
+        () = stop.cancelled() => false,
+    };
+    if !is_trusted {
+        eprintln!("holdfast: the hold of {} was not kept until the command began", args.lock);
         release(&args, &sidecar, &held).await;
         return Ok(ExitCode::from(NOT_ACQUIRED));
     }
@@ -155,6 +159,10 @@ struct Watch {
     path: String,
     since: Stamp,
     trusted: Duration,
+    /// The most that it was trusted for lately: what a renewal brings.
+    most: Duration,
+    /// The grace that was asked for.
+    wanted: Duration,
     grace: Duration,
     beat: Duration,
     lost: bool,
@@ -163,11 +171,23 @@ struct Watch {
 impl Watch {
     fn new(sent: Stamp, held: &AcquireResponse, grace: f64) -> Self {
         let trusted = Duration::from_millis(held.hold_for_ms);
-        // A renewal comes after a third of the time to live, and is heard of a beat later.
-        let grace = Duration::try_from_secs_f64(grace).unwrap_or_default().min(trusted / 4);
-        let beat = (trusted / BEATS).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        let wanted = Duration::try_from_secs_f64(grace).unwrap_or_default();
         let path = format!("/v1/holds/{}/heartbeat", encode(&held.hold_id));
-        Watch { path, since: sent, trusted, grace, beat, lost: false }
+        let [most, grace, beat] = [Duration::ZERO; 3];
+        let mut watch =
+            Watch { path, since: sent, trusted, most, wanted, grace, beat, lost: false };
+        watch.trust(sent, trusted);
+        watch
+    }
+
+    /// Trusts the hold for so long from a moment on.
+    fn trust(&mut self, since: Stamp, trusted: Duration) {
+        (self.since, self.trusted) = (since, trusted);
+        // A hold that was waited for is short to begin with; and its class may be given a shorter time.
+        self.most = trusted.max(self.most * 31 / 32);
+        // A renewal comes after a third of the time to live, and is heard of a beat later.
+        self.grace = self.wanted.min(self.most / 4);
+        self.beat = (self.most / BEATS).clamp(Duration::from_millis(10), Duration::from_secs(1));
     }
 
     /// What is left until the command must be gone. Half a beat is kept in hand for the kernel to end
@@ -185,6 +205,7 @@ impl Watch {
             if self.answered(sent, beat(sidecar, &self.path, self.beat).await) {
                 break;
             }
+            sleep(self.beat).await;
         }
         self.left() > self.grace
     }
@@ -230,7 +251,7 @@ impl Watch {
                 let trusted = Duration::from_millis(info.hold_for_ms);
                 // An answer never takes back what an earlier one has granted.
                 if trusted >= self.trusted.saturating_sub(sent.since(self.since)) {
-                    (self.since, self.trusted) = (sent, trusted);
+                    self.trust(sent, trusted);
                 }
             }
             // Over already, as when it was taken by force: no time is left.
