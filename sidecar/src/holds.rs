@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use crate::{
     liveness::{Observed, Verdict},
-    snapshot::Snapshot,
+    snapshot::{LockClass, Snapshot},
 };
 
 pub mod ended;
@@ -103,7 +103,7 @@ impl Holds {
             Entry::Occupied(entry) => {
                 let there = entry.into_mut();
                 if new.held.deadline.boot_ns() > there.life.deadline().boot_ns() {
-                    there.life.renewed(new.held.deadline.since(), new.held.ttl);
+                    there.life.renewed(new.held.deadline.since(), new.ttl, new.held.ttl);
                 }
                 there
             }
@@ -168,15 +168,19 @@ impl Holds {
     }
 
     /// Keeps holds to what their classes say now: a class that was given a shorter time to live has
-    /// only such holds once the old one is over, however often they are renewed. Pods' own holds last
-    /// as long as is said elsewhere.
+    /// only such holds once the old one is over, however often they are renewed.
     pub fn keep_to(&self, snapshot: &Snapshot) {
         for there in self.table().live.values_mut() {
-            if let Some(class) = snapshot.class_of(&there.facts.at)
-                && !there.bound.is_of_pod()
-            {
-                there.life.ask_no_more_than(Duration::from_millis(class.config.ttl_ms));
+            if let Some(class) = snapshot.class_of(&there.facts.at) {
+                there.life.keep_to(Duration::from_millis(class.config.ttl_ms));
             }
+        }
+    }
+
+    /// As [`Holds::keep_to`], of one hold and its class.
+    pub fn keep_one_to(&self, hold: &HoldId, class: &LockClass) {
+        if let Some(there) = self.table().live.get_mut(hold) {
+            there.life.keep_to(Duration::from_millis(class.config.ttl_ms));
         }
     }
 
@@ -186,7 +190,13 @@ impl Holds {
     }
 
     /// A renewal that the caller asked for succeeded; `None` when the hold is not trusted any more.
-    pub fn renewed(&self, hold: &HoldId, sent: Stamp, granted: Duration) -> Option<View> {
+    pub fn renewed(
+        &self,
+        hold: &HoldId,
+        sent: Stamp,
+        asked: Duration,
+        granted: Duration,
+    ) -> Option<View> {
         let now = self.clock.now();
         let mut table = self.table();
         let there = table.live.get_mut(hold)?;
@@ -194,7 +204,7 @@ impl Holds {
             self.end_in(&mut table, hold, End::Expired, now);
             return None;
         }
-        if there.life.renewed(sent, granted) {
+        if there.life.renewed(sent, asked, granted) {
             there.tell(HoldEventKind::Granted, now);
         }
         self.reschedule(&mut table, hold);

@@ -191,11 +191,6 @@ impl Bound {
         matches!(self, Bound::Container { .. } | Bound::Pod { .. })
     }
 
-    /// Whether it is a pod's own, of which the class does not say how long it lasts.
-    pub const fn is_of_pod(&self) -> bool {
-        matches!(self, Bound::Pod { .. })
-    }
-
     /// For the journal.
     pub fn record(&self) -> BoundRecord {
         match self {

@@ -17,6 +17,9 @@ pub struct HoldInfo {
     pub fence: String,
     /// `held` or `suspended`.
     pub state: HoldState,
+    /// What the store keeps it for without a renewal, milliseconds, as of the last one.
+    #[serde(default)]
+    pub ttl_ms: u64,
     /// How much longer it may be trusted, milliseconds, unless it is renewed.
     pub hold_for_ms: u64,
     /// When that is over on `CLOCK_BOOTTIME`, nanoseconds, a decimal number.

@@ -129,7 +129,7 @@ impl Holds {
                 fence: there.facts.fence,
                 since_ns: [since.boot_ns, since.raw_ns, since.real_ns],
                 granted_ms: there.life.granted().as_millis() as u64,
-                asked_ms: there.life.asked().as_millis() as u64,
+                asked_ms: there.life.wanted().as_millis() as u64,
                 max_hold_ms: there.max_hold.as_millis() as u64,
                 permits: there.facts.permits,
                 bound: (!there.manual).then(|| there.bound.record()),
@@ -173,6 +173,7 @@ impl Holds {
             };
             resumed += usize::from(self.insert(new, now).is_ok());
         }
+        self.keep_to(&snapshot);
         resumed
     }
 }

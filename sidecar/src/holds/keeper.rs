@@ -28,6 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 struct Answer {
     hold: HoldId,
     sent: Stamp,
+    asked: Duration,
     outcome: Result<Renewal, BackendError>,
 }
 
@@ -100,13 +101,13 @@ impl Holds {
                 Ok(outcome) => outcome,
                 Err(_) => Err(BackendError::Unknown("no answer in time".into())),
             };
-            Answer { hold, sent, outcome }
+            Answer { hold, sent, asked, outcome }
         };
         Some(renewing.boxed())
     }
 
     fn answered(&self, answer: Answer) {
-        let Answer { hold, sent, outcome } = answer;
+        let Answer { hold, sent, asked, outcome } = answer;
         let now = self.clock.now();
         let mut table = self.table();
         let Some(there) = table.live.get_mut(&hold) else { return };
@@ -115,7 +116,7 @@ impl Holds {
                 there.facts.class.metrics.renewed.inc();
                 // A deadline that has passed was or will be told as lost: no way back.
                 if !there.life.deadline().passed(now)
-                    && there.life.renewed(sent, ttl)
+                    && there.life.renewed(sent, asked, ttl)
                     && !there.releasing
                 {
                     there.tell(HoldEventKind::Granted, now);

@@ -20,6 +20,10 @@ const JITTER: u64 = 10;
 /// release is all that the store is asked for, and who waits is answered before anything else is done.
 const CLAIM_AFTER: Duration = Duration::from_millis(25);
 
+/// A store that grants this much less than it was asked for has not cut it short: some keep a margin, and
+/// times are rounded on their way.
+const ROUNDING: Duration = Duration::from_millis(10);
+
 /// What is to be done with a hold now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -48,6 +52,9 @@ enum Renewal {
 /// One hold's timetable.
 #[derive(Clone, Debug)]
 pub struct Life {
+    /// What its holder has asked for.
+    wanted: Duration,
+    /// And what its class grants of that now.
     asked: Duration,
     granted: Duration,
     deadline: Deadline,
@@ -79,24 +86,26 @@ impl Life {
             }
             (true, true) => Renewal::At(renew_at(deadline, granted)),
         };
-        Life { asked, granted, deadline, most, suspended: false, renewal, failures: 0 }
+        let (wanted, suspended) = (asked, false);
+        Life { wanted, asked, granted, deadline, most, suspended, renewal, failures: 0 }
     }
 
-    /// What each renewal is to ask for, in the end.
-    pub fn asked(&self) -> Duration {
-        self.asked
+    /// What its holder has asked for.
+    pub fn wanted(&self) -> Duration {
+        self.wanted
     }
 
     /// What a renewal that is sent now asks for: no less than is left of what the store has granted,
-    /// since the holder may have been told so.
+    /// since the holder may have been told so. By boot time, as it was told.
     pub fn asks(&self, now: Stamp) -> Duration {
-        self.asked.max(self.granted.saturating_sub(now.since(self.deadline.since())))
+        let spent = now.boot_ns.saturating_sub(self.deadline.since().boot_ns);
+        self.asked.max(self.granted.saturating_sub(Duration::from_nanos(spent)))
     }
 
-    /// The class lasts no longer than this any more: nor does the hold, once what it was granted is
-    /// over.
-    pub fn ask_no_more_than(&mut self, most: Duration) {
-        self.asked = self.asked.min(most);
+    /// What the class grants now: of one that was made shorter the hold has no more than that, once
+    /// what it was granted is over.
+    pub fn keep_to(&mut self, most: Duration) {
+        self.asked = self.wanted.min(most);
     }
 
     /// What the store granted last.
@@ -146,8 +155,9 @@ impl Life {
         Step::Wait
     }
 
-    /// A renewal sent at `sent` succeeded. Returns whether the hold was suspended until now.
-    pub fn renewed(&mut self, sent: Stamp, granted: Duration) -> bool {
+    /// A renewal sent at `sent`, that asked for so long, succeeded. Returns whether the hold was
+    /// suspended until now.
+    pub fn renewed(&mut self, sent: Stamp, asked: Duration, granted: Duration) -> bool {
         let next = Deadline::new(sent, granted).within(self.most);
         // A late answer never shortens what a newer one has granted.
         if next.boot_ns() >= self.deadline.boot_ns() {
@@ -156,7 +166,7 @@ impl Life {
         self.failures = 0;
         if self.renewal != Renewal::Never {
             // Less than asked for means that the longest hold is reached: more asking brings nothing.
-            let is_last = granted + Duration::from_millis(1) < self.asked;
+            let is_last = granted + ROUNDING < asked;
             let at = renew_at(next, granted);
             self.renewal = if is_last { Renewal::Never } else { Renewal::At(at) };
         }
@@ -225,17 +235,17 @@ mod tests {
     fn a_shorter_class_takes_nothing_back_and_is_asked_for_in_the_end() {
         let mut life = mk_life(true);
         let most = Duration::from_secs(3);
-        life.ask_no_more_than(most);
+        life.keep_to(most);
         let mut ends = life.deadline().boot_ns();
         for ms in [5_000, 8_000, 10_000, 11_500] {
             let asks = life.asks(at(ms));
             assert_eq!(asks, TTL - Duration::from_millis(ms), "what the store has granted is kept");
-            life.renewed(at(ms), asks);
+            life.renewed(at(ms), asks, asks);
             assert!(life.deadline().boot_ns() >= ends, "taken back at {ms}");
             ends = life.deadline().boot_ns();
         }
         assert_eq!(life.asks(at(13_000)), most);
-        life.renewed(at(13_000), most);
+        life.renewed(at(13_000), most, most);
         assert!(life.deadline().boot_ns() >= ends);
         // It is not taken for the end of the longest hold.
         assert_eq!(life.step(at(14_500), true), Step::Renew);
@@ -252,7 +262,7 @@ mod tests {
         assert_eq!(life.step(at(5_500), true), Step::Renew);
         assert_eq!(life.step(at(7_499), true), Step::Wait);
         assert_eq!(life.step(at(7_500), true), Step::Suspend);
-        assert!(life.renewed(at(5_500), TTL));
+        assert!(life.renewed(at(5_500), TTL, TTL));
         assert_eq!(life.deadline().boot_ns(), at(15_500).boot_ns);
         life.stop_renewing();
         assert_eq!(life.step(at(13_000), true), Step::Suspend);
@@ -310,7 +320,7 @@ mod tests {
         assert_eq!(life.step(at(6_100), true), Step::Renew);
         assert_eq!(life.step(at(10_200), true), Step::Suspend);
         assert_eq!(life.state(), HoldState::Suspended);
-        assert!(life.renewed(at(6_100), TTL));
+        assert!(life.renewed(at(6_100), TTL, TTL));
         assert_eq!(life.state(), HoldState::Held);
         assert_eq!(life.deadline().boot_ns(), at(6_100 + 13_500).boot_ns);
     }
@@ -340,16 +350,16 @@ mod tests {
     fn a_renewal_cut_short_is_the_last_one() {
         let mut life = mk_life(true);
         assert_eq!(life.step(at(5_500), true), Step::Renew);
-        life.renewed(at(5_500), Duration::from_secs(9));
+        life.renewed(at(5_500), TTL, Duration::from_secs(9));
         assert_eq!(life.due_ns(), at(5_500 + 6_075).boot_ns, "the warning, not a renewal");
     }
 
     #[test]
     fn a_late_answer_never_shortens_a_hold() {
         let mut life = mk_life(true);
-        life.renewed(at(5_000), TTL);
+        life.renewed(at(5_000), TTL, TTL);
         let deadline = life.deadline();
-        life.renewed(at(2_000), TTL);
+        life.renewed(at(2_000), TTL, TTL);
         assert_eq!(life.deadline(), deadline);
     }
 

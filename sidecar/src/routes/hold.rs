@@ -133,6 +133,7 @@ fn mk_info(view: &View) -> HoldInfo {
         key: view.at.key.to_string(),
         fence: view.fence.to_string(),
         state: view.state,
+        ttl_ms: view.ttl.as_millis() as u64,
         hold_for_ms: view.left.as_millis() as u64,
         deadline_boottime_ns: view.deadline.boot_ns().to_string(),
     }

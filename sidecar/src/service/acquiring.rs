@@ -197,7 +197,6 @@ impl Sidecar {
                 Bound::Container { granted_s: now.real_ns / 1_000_000_000, counts_on: None }
             }
         });
-        let (known, place) = (class.clone(), at.clone());
         let new = NewHold {
             class,
             at,
@@ -213,8 +212,10 @@ impl Sidecar {
         let view = self.holds.insert(new, now).map_err(mk_ended)?;
         // The class may have been changed while it was waited for.
         let snapshot = self.snapshot.load();
-        if snapshot.class_of(&place).is_some_and(|class| !Arc::ptr_eq(class, &known)) {
-            self.holds.keep_to(&snapshot);
+        if let Some(class) = snapshot.class_of(&view.at)
+            && !Arc::ptr_eq(class, &view.class)
+        {
+            self.holds.keep_one_to(&view.hold, class);
         }
         usable(view)
     }

@@ -36,7 +36,7 @@ impl Sidecar {
         match renewal {
             Ok(Renewal::Renewed { ttl }) => {
                 class.metrics.renewed.inc();
-                let view = self.holds.renewed(&view.hold, sent, ttl);
+                let view = self.holds.renewed(&view.hold, sent, view.asks, ttl);
                 view.ok_or_else(|| mk_ended(End::Expired))
             }
             Ok(Renewal::Lost) => {

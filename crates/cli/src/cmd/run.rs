@@ -9,7 +9,7 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use holdfast_core::{Clock, Stamp, SystemClock};
+use holdfast_core::{Clock, Stamp, SystemClock, clock::trusted_for};
 use holdfast_runtime::shutdown;
 use holdfast_wire::{AcquireResponse, Code, HoldInfo, ReleaseResponse};
 use tokio::time::{Instant, sleep};
@@ -159,8 +159,6 @@ struct Watch {
     path: String,
     since: Stamp,
     trusted: Duration,
-    /// The most that it was trusted for lately: what a renewal brings.
-    most: Duration,
     /// The grace that was asked for.
     wanted: Duration,
     grace: Duration,
@@ -173,21 +171,19 @@ impl Watch {
         let trusted = Duration::from_millis(held.hold_for_ms);
         let wanted = Duration::try_from_secs_f64(grace).unwrap_or_default();
         let path = format!("/v1/holds/{}/heartbeat", encode(&held.hold_id));
-        let [most, grace, beat] = [Duration::ZERO; 3];
-        let mut watch =
-            Watch { path, since: sent, trusted, most, wanted, grace, beat, lost: false };
-        watch.trust(sent, trusted);
+        let (grace, beat) = (Duration::ZERO, Duration::ZERO);
+        let mut watch = Watch { path, since: sent, trusted, wanted, grace, beat, lost: false };
+        watch.last_for(held.ttl_ms);
         watch
     }
 
-    /// Trusts the hold for so long from a moment on.
-    fn trust(&mut self, since: Stamp, trusted: Duration) {
-        (self.since, self.trusted) = (since, trusted);
-        // A hold that was waited for is short to begin with; and its class may be given a shorter time.
-        self.most = trusted.max(self.most * 31 / 32);
+    /// Goes by what a renewal brings: a hold that was waited for is short to begin with, and its class
+    /// may be given a shorter time.
+    fn last_for(&mut self, ttl_ms: u64) {
+        let trusted = trusted_for(Duration::from_millis(ttl_ms));
         // A renewal comes after a third of the time to live, and is heard of a beat later.
-        self.grace = self.wanted.min(self.most / 4);
-        self.beat = (self.most / BEATS).clamp(Duration::from_millis(10), Duration::from_secs(1));
+        self.grace = self.wanted.min(trusted / 4);
+        self.beat = (trusted / BEATS).clamp(Duration::from_millis(10), Duration::from_secs(1));
     }
 
     /// What is left until the command must be gone. Half a beat is kept in hand for the kernel to end
@@ -251,7 +247,8 @@ impl Watch {
                 let trusted = Duration::from_millis(info.hold_for_ms);
                 // An answer never takes back what an earlier one has granted.
                 if trusted >= self.trusted.saturating_sub(sent.since(self.since)) {
-                    self.trust(sent, trusted);
+                    (self.since, self.trusted) = (sent, trusted);
+                    self.last_for(info.ttl_ms);
                 }
             }
             // Over already, as when it was taken by force: no time is left.

@@ -105,6 +105,7 @@ fn bodies_of_a_hold_keep_their_form() {
             key: "default".into(),
             fence: FENCE.into(),
             state: HoldState::Suspended,
+            ttl_ms: 15_000,
             hold_for_ms: 1_200,
             deadline_boottime_ns: "86413498000000".into(),
         },
