@@ -57,6 +57,11 @@ const BACKEND_LOST: &str = "BackendLost";
 /// that a namespace can have.
 pub const CANARY: &str = "_operator";
 
+/// How much longer than its time to live a hold of before a change may last: who has waited since then is
+/// granted what the class said when the wait began (a minute at most), and sidecars hear of the change a
+/// little after us.
+const AFTER_A_CHANGE: Duration = Duration::from_secs(70);
+
 /// The longest time to live of each Backend's classes, now or lately: a hold that was granted before
 /// a class was changed or deleted still counts by what the class said then. It is in the status, too,
 /// for an operator that takes over.
@@ -70,7 +75,7 @@ impl Longest {
         let mut all = lock(&self.0);
         let fresh = || (now_longest.max(before), Instant::now());
         let known = all.entry(backend.to_owned()).or_insert_with(fresh);
-        if now_longest >= known.0 || known.1.elapsed() > known.0 {
+        if now_longest >= known.0 || known.1.elapsed() > known.0 + AFTER_A_CHANGE {
             *known = (now_longest, Instant::now());
         }
         known.0
@@ -206,4 +211,27 @@ async fn end(backend: &Backend, ctx: &Context) -> Result<Action, Error> {
     ctx.quarantines.forget(&name);
     apply::remove_finalizer(ctx, backend).await?;
     Ok(Action::await_change())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_time_to_live_counts_until_all_that_was_granted_for_it_is_over() {
+        let (long, short) = (Duration::from_secs(300), Duration::from_secs(15));
+        let longest = Longest::default();
+        assert_eq!(longest.note("main", long, Duration::ZERO), long);
+        advance(long + Duration::from_secs(69)).await;
+        assert_eq!(longest.note("main", short, Duration::ZERO), long);
+        advance(Duration::from_secs(2)).await;
+        assert_eq!(longest.note("main", short, Duration::ZERO), short);
+        // Who takes over does not know since when it counts.
+        let next = Longest::default();
+        assert_eq!(next.note("main", short, long), long);
+        advance(long + Duration::from_secs(69)).await;
+        assert_eq!((next.note("main", short, short), next.of("main")), (long, long));
+    }
 }

@@ -178,10 +178,12 @@ impl<K: Controlled> End<'_, K> {
         let failed = |error: BackendError| Error::store(what.clone())(error);
         let Ok(class) = ClassName::new(&self.name) else { return Ok(Progress::Done) };
         let store = ctx.stores.get(backend).map_err(failed)?;
-        // Holds run out by themselves; renewals end with the class in the bundle, or here.
-        // Those of before a class was changed are counted by what it said then.
+        // Holds of sidecars that have ended run out by themselves; renewals of others end here.
+        // Those of before a class was changed are counted by what it may have said then, as far as a
+        // deletion waits for anything.
         let has_holds = K::KIND.has_holds();
-        let ttl = self.object.class().ttl().max(ctx.longest.of(&backend.name_any()));
+        let before = ctx.longest.of(&backend.name_any()).min(ctx.args.let_go_after());
+        let ttl = self.object.class().ttl().max(before);
         if has_holds && !let_go && self.waited < ttl + MARGIN {
             let held = store.held(K::KIND, &self.namespace, &class).await.map_err(failed)?;
             if let Some(left) = held {

@@ -141,7 +141,7 @@ pub async fn by_annotation<K: Controlled>(
         let what = match (only, meant.holders.is_empty()) {
             (Some(fence), _) => format!("has no hold with fence {fence}"),
             (None, true) => "was not held".to_owned(),
-            (None, false) => "had been let go of by whoever was meant".to_owned(),
+            (None, false) => "is not held any more by whoever was meant".to_owned(),
         };
         let note = format!("key \"{}\" {what}: nothing to release", at.key);
         ctx.tell(object, EventType::Normal, FORCE_RELEASED, note, None).await;

@@ -162,8 +162,6 @@ async fn a_quarantine_waits_for_holds_from_before_another_operator_took_over() {
     })
     .await;
     assert!(lost.elapsed() >= Duration::from_secs(15), "{:?}", lost.elapsed());
-    // And no longer than it must be.
-    eventually("it is over", async || status().await.longest_ttl_seconds == Some(1)).await;
 }
 
 /// Two leaders at once do no harm: every write is conditional or the same.

@@ -196,7 +196,7 @@ impl Inner {
         let budget = call_budget(config);
         let mut failed = Fault::Conflict;
         // Whether a write was perhaps carried out, and nobody saw it.
-        let mut is_unsure = false;
+        let (mut is_unsure, mut meant) = (false, None);
         // The state that a write of unknown outcome was based on, and who held then.
         let mut open: Option<(Snapshot, Option<HolderView>)> = None;
         for _ in 0..TRIES {
@@ -208,8 +208,10 @@ impl Inner {
                 return Ok(holder);
             }
             let holder = self.holder(slot, config, &seen);
-            if seen.record.mark.is_none() || !is_meant(holder.as_ref()) {
-                // Nobody is there to be taken from: because of that write, or for another reason.
+            let is_another = is_unsure && holder.as_ref().map(|holder| holder.fence) != meant;
+            meant = holder.as_ref().map(|holder| holder.fence);
+            if seen.record.mark.is_none() || is_another || !is_meant(holder.as_ref()) {
+                // Whoever was there is not: because of that write, or for another reason.
                 return if is_unsure {
                     Err(failed.on(&slot.at.namespace, &slot.name()))
                 } else {
