@@ -153,6 +153,8 @@ pub async fn reconcile<K: Controlled>(object: Arc<K>, ctx: Arc<Context>) -> Resu
     if object.meta().deletion_timestamp.is_some() {
         return cleanup::run(object, &ctx).await;
     }
+    let namespace = object.namespace().unwrap_or_default();
+    ctx.longest.note_class(K::KIND, &namespace, &object.name_any(), object.class().ttl());
     let found = dereference(object.clone(), &ctx);
     let valid = match found.check() {
         Ok(valid) => valid,

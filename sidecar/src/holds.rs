@@ -103,7 +103,9 @@ impl Holds {
             Entry::Occupied(entry) => {
                 let there = entry.into_mut();
                 if new.held.deadline.boot_ns() > there.life.deadline().boot_ns() {
-                    there.life.renewed(new.held.deadline.since(), new.ttl, new.held.ttl);
+                    // A retry is told what is left: that is no renewal that was cut short.
+                    let held = &new.held;
+                    there.life.renewed(held.deadline.since(), held.ttl, held.ttl);
                 }
                 there
             }

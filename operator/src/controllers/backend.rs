@@ -20,6 +20,7 @@ use holdfast_api::{
         backend::{EpochStatus, RedisMode},
     },
 };
+use holdfast_core::Kind;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     ResourceExt,
@@ -62,29 +63,58 @@ pub const CANARY: &str = "_operator";
 /// little after us.
 const AFTER_A_CHANGE: Duration = Duration::from_secs(70);
 
-/// The longest time to live of each Backend's classes, now or lately: a hold that was granted before
-/// a class was changed or deleted still counts by what the class said then. It is in the status, too,
-/// for an operator that takes over.
+/// The longest time to live of each Backend's classes, and of each class, now or lately: a hold that was
+/// granted before a class was changed or deleted still counts by what the class said then. That of a
+/// Backend is in its status, too, for an operator that takes over.
 #[derive(Default)]
-pub struct Longest(Mutex<HashMap<String, (Duration, Instant)>>);
+pub struct Longest(Mutex<HashMap<String, Known>>);
+
+struct Known {
+    longest: Duration,
+    /// When it was seen last.
+    since: Instant,
+    /// The longest that was seen after that.
+    next: Duration,
+}
+
+impl Known {
+    fn now(longest: Duration) -> Self {
+        Known { longest, since: Instant::now(), next: Duration::ZERO }
+    }
+}
 
 impl Longest {
     /// Notes what is the longest now, and returns what must be waited for. `before` is what an earlier
     /// operator wrote: for how long it has been over nobody knows.
-    fn note(&self, backend: &str, now_longest: Duration, before: Duration) -> Duration {
+    pub fn note(&self, of: &str, now_longest: Duration, before: Duration) -> Duration {
         let mut all = lock(&self.0);
-        let fresh = || (now_longest.max(before), Instant::now());
-        let known = all.entry(backend.to_owned()).or_insert_with(fresh);
-        if now_longest >= known.0 || known.1.elapsed() > known.0 + AFTER_A_CHANGE {
-            *known = (now_longest, Instant::now());
+        let known = all.entry(of.to_owned()).or_insert_with(|| Known::now(now_longest.max(before)));
+        known.next = known.next.max(now_longest);
+        if now_longest >= known.longest || known.since.elapsed() > known.longest + AFTER_A_CHANGE {
+            *known = Known::now(known.next);
         }
-        known.0
+        known.longest
     }
 
-    /// What must be waited for, as far as is known.
-    pub fn of(&self, backend: &str) -> Duration {
-        lock(&self.0).get(backend).map_or(Duration::ZERO, |known| known.0)
+    /// As [`Longest::note`], of one class.
+    pub fn note_class(&self, kind: Kind, namespace: &str, name: &str, ttl: Duration) -> Duration {
+        self.note(&class_key(kind, namespace, name), ttl, Duration::ZERO)
     }
+
+    /// Forgets a class that is gone.
+    pub fn forget_class(&self, kind: Kind, namespace: &str, name: &str) {
+        lock(&self.0).remove(&class_key(kind, namespace, name));
+    }
+
+    /// What must be waited for on a Backend, as far as is known.
+    pub fn of(&self, backend: &str) -> Duration {
+        lock(&self.0).get(backend).map_or(Duration::ZERO, |known| known.longest)
+    }
+}
+
+/// No Backend has such a name.
+fn class_key(kind: Kind, namespace: &str, name: &str) -> String {
+    format!("{}/{namespace}/{name}", kind.singular())
 }
 
 /// Looks at a Backend.
@@ -228,6 +258,11 @@ mod tests {
         assert_eq!(longest.note("main", short, Duration::ZERO), long);
         advance(Duration::from_secs(2)).await;
         assert_eq!(longest.note("main", short, Duration::ZERO), short);
+        // Nor is a shorter one forgotten that was there in between.
+        assert_eq!(longest.note("main", long, Duration::ZERO), long);
+        longest.note("main", long / 2, Duration::ZERO);
+        advance(long + Duration::from_secs(71)).await;
+        assert_eq!(longest.note("main", short, Duration::ZERO), long / 2);
         // Who takes over does not know since when it counts.
         let next = Longest::default();
         assert_eq!(next.note("main", short, long), long);

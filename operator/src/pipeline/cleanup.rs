@@ -67,6 +67,7 @@ pub async fn run<K: Controlled>(object: Arc<K>, ctx: &Context) -> Result<Action,
         Progress::Done => {
             apply::remove_finalizer(ctx, &*object).await?;
             ctx.pace.forget(&uid);
+            ctx.longest.forget_class(K::KIND, &end.namespace, &end.name);
             Ok(Action::await_change())
         }
     }
@@ -179,11 +180,12 @@ impl<K: Controlled> End<'_, K> {
         let Ok(class) = ClassName::new(&self.name) else { return Ok(Progress::Done) };
         let store = ctx.stores.get(backend).map_err(failed)?;
         // Holds of sidecars that have ended run out by themselves; renewals of others end here.
-        // Those of before a class was changed are counted by what it may have said then, as far as a
-        // deletion waits for anything.
+        // Those of before it was changed count by what it said then; where that was before our time, by
+        // what any class on the Backend may have said, as far as a deletion waits for anything.
         let has_holds = K::KIND.has_holds();
-        let before = ctx.longest.of(&backend.name_any()).min(ctx.args.let_go_after());
-        let ttl = self.object.class().ttl().max(before);
+        let own = self.object.class().ttl();
+        let own = ctx.longest.note_class(K::KIND, &self.namespace, &self.name, own);
+        let ttl = own.max(ctx.longest.of(&backend.name_any()).min(ctx.args.let_go_after()));
         if has_holds && !let_go && self.waited < ttl + MARGIN {
             let held = store.held(K::KIND, &self.namespace, &class).await.map_err(failed)?;
             if let Some(left) = held {

@@ -248,7 +248,10 @@ impl Watch {
                 // An answer never takes back what an earlier one has granted.
                 if trusted >= self.trusted.saturating_sub(sent.since(self.since)) {
                     (self.since, self.trusted) = (sent, trusted);
-                    self.last_for(info.ttl_ms);
+                    // A sidecar of before does not say.
+                    if info.ttl_ms > 0 {
+                        self.last_for(info.ttl_ms);
+                    }
                 }
             }
             // Over already, as when it was taken by force: no time is left.
