@@ -194,9 +194,8 @@ impl Inner {
         is_meant: impl Fn(Option<&HolderView>) -> bool,
     ) -> Result<Option<HolderView>, BackendError> {
         let budget = call_budget(config);
-        let mut failed = Fault::Conflict;
-        // Whether a write was perhaps carried out, and nobody saw it.
-        let (mut is_unsure, mut meant) = (false, None);
+        // Unknown from the first write on that was perhaps carried out, and that nobody saw.
+        let (mut failed, mut meant) = (Fault::Conflict, None);
         // The state that a write of unknown outcome was based on, and who held then.
         let mut open: Option<(Snapshot, Option<HolderView>)> = None;
         for _ in 0..TRIES {
@@ -208,25 +207,24 @@ impl Inner {
                 return Ok(holder);
             }
             let holder = self.holder(slot, config, &seen);
-            let is_another = is_unsure && holder.as_ref().map(|holder| holder.fence) != meant;
-            meant = holder.as_ref().map(|holder| holder.fence);
+            let fence = holder.as_ref().map(|holder| holder.fence);
+            let is_unsure = matches!(failed, Fault::Unknown(_));
+            let is_another = is_unsure && fence != meant;
             if seen.record.mark.is_none() || is_another || !is_meant(holder.as_ref()) {
                 // Whoever was there is not: because of that write, or for another reason.
-                return if is_unsure {
-                    Err(failed.on(&slot.at.namespace, &slot.name()))
-                } else {
-                    Ok(None)
+                return match is_unsure {
+                    true => Err(failed.on(&slot.at.namespace, &slot.name())),
+                    false => Ok(None),
                 };
             }
+            meant = fence;
             match self.write(slot, &seen.basis.force(), budget).await? {
                 Ok(_) => {
                     self.tell_lost(&seen);
                     return Ok(holder);
                 }
                 Err(Fault::Conflict) => {}
-                Err(fault @ Fault::Unknown(_)) => {
-                    (failed, open, is_unsure) = (fault, Some((seen, holder)), true);
-                }
+                Err(fault @ Fault::Unknown(_)) => (failed, open) = (fault, Some((seen, holder))),
                 Err(fault) => return Err(fault.on(&slot.at.namespace, &slot.name())),
             }
         }
